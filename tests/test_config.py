@@ -58,14 +58,16 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert (loaded.vllm.moe, loaded.vllm.linear) == (False, False)
     assert loaded.scale_granularity == (1, -1, -1)
     assert loaded.logits_budget_mb == 64
-    assert loaded.check and loaded.report == Path("out")
+    assert loaded.check
+    assert loaded.report == Path("out")
 
 
 def test_settings_are_cached_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     settings.cache_clear()
     monkeypatch.setenv("MATE_PLUGIN_STRICT", "yes")
     first = settings()
-    assert first.strict and settings() is first
+    assert first.strict
+    assert settings() is first
     with pytest.raises(ValueError, match="frozen"):
         first.strict = False  # type: ignore[misc]
     settings.cache_clear()
