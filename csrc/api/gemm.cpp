@@ -1,0 +1,136 @@
+// Entry points of the GEMM family: tensors to plain structs, one call. Arguments were checked in
+// Python (mate_plugin/kernels); every operand is a logical NT view, strides are honoured.
+#include <algorithm>
+#include <climits>
+#include <vector>
+
+#include "api/entry.h"
+#include "api/groups.h"
+
+namespace mate::api {
+namespace {
+
+using OptionalTensor = Optional<TensorView>;
+
+DType dtype(int64_t tag) { return static_cast<DType>(tag); }
+
+// [rows, k] shared by all groups, or [groups, rows, k].
+Operand operand(const TensorView& x, int64_t tag) {
+  int d = x.ndim() - 2;
+  return {data<const void>(x), dtype(tag), d > 0 ? x.stride(0) : 0, x.stride(d), x.stride(d + 1)};
+}
+
+// [rows or row blocks, k blocks] with or without a group dimension; a granularity of 0 means the
+// whole dimension.
+Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block) {
+  auto blocks = [](int64_t block) { return block > 0 ? block : INT64_MAX; };
+  if (!s.has_value()) return {nullptr, 0, 0, 0, 1, blocks(k_block)};
+  const TensorView x = *s;
+  int d = x.ndim() - 2;
+  return {data<const float>(x), d > 0 ? step(x, 0) : 0, step(x, d),
+          step(x, d + 1),       blocks(row_block),      blocks(k_block)};
+}
+
+Output output(const TensorView& out, int64_t tag) {
+  int d = out.ndim() - 2;
+  return {data<void>(out), dtype(tag), d > 0 ? out.stride(0) : 0, out.stride(d)};
+}
+
+GroupedGemm problem(Operand a, Operand b, Scales a_scale, Scales b_scale, Output out, int64_t n) {
+  GroupedGemm p{};
+  p.a = a;
+  p.b = b;
+  p.a_scale = a_scale;
+  p.b_scale = b_scale;
+  p.out = out;
+  p.n = n;
+  return p;
+}
+
+void run(GroupedGemm& p, const std::vector<Group>& groups, int64_t num_threads) {
+  p.groups = groups.data();
+  p.num_groups = static_cast<int64_t>(groups.size());
+  p.num_threads = static_cast<int>(num_threads);
+  kernels().grouped_gemm(p);
+}
+
+void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
+                   TensorView info, TensorView out, int64_t a_tag, int64_t b_tag, int64_t gemm_mode,
+                   int64_t gran_n, int64_t gran_k, int64_t alignment_m, int64_t out_tag,
+                   int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("ragged_m_gemm");
+  RaggedGroups ragged(static_cast<GemmMode>(gemm_mode), data<const int32_t>(info), info.stride(0),
+                      b.size(0), a.size(0), a.size(1), alignment_m);
+  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+  run(p, ragged.groups, num_threads);
+}
+
+void masked_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
+                 TensorView counts, TensorView out, OptionalTensor signal, int64_t a_tag,
+                 int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
+                 int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("masked_gemm");
+  std::vector<Group> groups;
+  for (int64_t e = 0; e < b.size(0); ++e) {
+    int64_t count = std::min<int64_t>(data<const int32_t>(counts)[e * counts.stride(0)], a.size(1));
+    if (count > 0) groups.push_back({e, 0, count, nullptr, e, 0, a.size(2), 0});
+  }
+  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+  p.signal = {data<int32_t>(signal), ceil_div(a.size(1), kBlockM)};
+  run(p, groups, num_threads);
+}
+
+void ragged_k_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
+                   TensorView counts, TensorView out, int64_t a_tag, int64_t b_tag, int64_t out_tag,
+                   int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("ragged_k_gemm");
+  std::vector<Group> groups;
+  int64_t k_first = 0, k_block_first = 0;
+  for (int64_t e = 0; e < out.size(0); ++e) {
+    int64_t wanted = data<const int32_t>(counts)[e * counts.stride(0)];
+    int64_t k = std::min(std::max<int64_t>(wanted, 0), a.size(0) - k_first);
+    if (k > 0) groups.push_back({0, 0, out.size(1), nullptr, e, k_first, k, k_block_first});
+    k_first += k;
+    k_block_first += ceil_div(k, 128);
+  }
+  auto transposed = [](const TensorView& x, int64_t tag) -> Operand {
+    return {data<const void>(x), dtype(tag), 0, x.stride(1), x.stride(0)};
+  };
+  auto by_column = [](const OptionalTensor& s) -> Scales {
+    if (!s.has_value()) return {nullptr, 0, 0, 0, 1, 128};
+    const TensorView x = *s;
+    return {data<const float>(x), 0, x.stride(1), x.stride(0), 1, 128};
+  };
+  GroupedGemm p = problem(transposed(a, a_tag), transposed(b, b_tag), by_column(sa), by_column(sb),
+                          output(out, out_tag), out.size(2));
+  p.out.accumulate = true;
+  run(p, groups, num_threads);
+}
+
+void batched_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb, TensorView out,
+                  OptionalTensor c, OptionalTensor divisor, OptionalTensor out_scale, int64_t a_tag,
+                  int64_t b_tag, int64_t c_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
+                  int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("batched_gemm");
+  std::vector<Group> groups;
+  for (int64_t e = 0; e < a.size(0); ++e) {
+    groups.push_back({e, 0, a.size(1), nullptr, e, 0, a.size(2), 0});
+  }
+  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+  if (c.has_value()) p.out.c = operand(*c, c_tag);
+  p.out.divisor = data<const float>(divisor);
+  p.out.scale = data<float>(out_scale);
+  if (out_scale.has_value()) p.out.scale_stride = (*out_scale).stride(0);
+  run(p, groups, num_threads);
+}
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(ragged_m_gemm, ragged_m_gemm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(masked_gemm, masked_gemm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(ragged_k_gemm, ragged_k_gemm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(batched_gemm, batched_gemm);
+
+}  // namespace
+}  // namespace mate::api

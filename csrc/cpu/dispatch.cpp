@@ -1,0 +1,72 @@
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/isa.h"
+
+namespace mate::cpu {
+
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace scalar {
+extern const Kernels kKernels;
+}
+
+namespace {
+
+bool always() { return true; }
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+struct Choice {
+  const Kernels* kernels;
+  bool (*supported)();
+};
+
+// Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
+constexpr Choice kChoices[] = {{&avx2::kKernels, has_avx2}, {&scalar::kKernels, always}};
+
+const std::string& names(bool only_supported) {
+  auto join = [](bool supported_only) {
+    std::string all;
+    for (const Choice& choice : kChoices) {
+      if (supported_only && !choice.supported()) continue;
+      all += (all.empty() ? "" : ",") + std::string(choice.kernels->name);
+    }
+    return all;
+  };
+  static const std::string known = join(false), supported = join(true);
+  return only_supported ? supported : known;
+}
+
+const Kernels& choose() {
+  const char* wanted = std::getenv("MATE_PLUGIN_ISA");
+  if (wanted == nullptr || *wanted == '\0') {
+    for (const Choice& choice : kChoices) {
+      if (choice.supported()) return *choice.kernels;
+    }
+  }
+  for (const Choice& choice : kChoices) {
+    if (wanted != std::string(choice.kernels->name)) continue;
+    if (choice.supported()) return *choice.kernels;
+    throw std::invalid_argument("MATE_PLUGIN_ISA: this machine cannot run '" + std::string(wanted) +
+                                "'; it can run " + names(true));
+  }
+  throw std::invalid_argument("MATE_PLUGIN_ISA: expected one of " + names(false) + ", got '" +
+                              std::string(wanted) + "'");
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+const char* available() { return names(true).c_str(); }
+
+}  // namespace mate::cpu

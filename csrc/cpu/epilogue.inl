@@ -1,0 +1,78 @@
+// From float32 sums of one row to the output: column scales, addend, divisor, rounding.
+
+template <DType type>
+inline void add_row(float* sums, const char* addend, int64_t stride, int64_t count) {
+  for (int64_t n = 0; n < count; ++n) {
+    alignas(16) char part[64] = {};
+    std::memcpy(part, addend + n * stride * size_of(type), size_of(type));
+    Vec v[16 / kLanes];
+    decode16<type>(part, v);
+    float first[kLanes];
+    store(first, v[0]);
+    sums[n] += first[0];
+  }
+}
+
+inline void store_row(void* dst, DType type, const float* src, int64_t count) {
+  int64_t n = 0;
+  switch (type) {
+    case DType::kBF16: {
+      auto* out = static_cast<uint16_t*>(dst);
+      for (; n + kLanes <= count; n += kLanes) store_bf16(out + n, load(src + n));
+      for (; n < count; ++n) out[n] = encode_bf16(src[n]);
+      return;
+    }
+    case DType::kF16: {
+      auto* out = static_cast<uint16_t*>(dst);
+      for (; n + kLanes <= count; n += kLanes) store_f16(out + n, load(src + n));
+      for (; n < count; ++n) out[n] = encode_f16(src[n]);
+      return;
+    }
+    case DType::kF32:
+      std::memcpy(dst, src, count * sizeof(float));
+      return;
+    case DType::kE4M3:
+      for (; n < count; ++n) static_cast<uint8_t*>(dst)[n] = encode_e4m3(src[n]);
+      return;
+    case DType::kE5M2:
+      for (; n < count; ++n) static_cast<uint8_t*>(dst)[n] = encode_e5m2(src[n]);
+      return;
+  }
+}
+
+// Largest magnitude over 448, or NaN where the row has one.
+inline float amax_scale(const float* row, int64_t count) {
+  float amax = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    float x = std::fabs(row[n]);
+    amax = x > amax || x != x ? x : amax;
+    if (x != x) break;
+  }
+  return amax / 448.0f;
+}
+
+// Finishes one row of a unit; `row` is the row of the output, `sums` is changed.
+inline void finish_row(const GroupedGemm& p, const Group& g, int64_t row, int64_t col,
+                       int64_t count, float* sums) {
+  const Output& o = p.out;
+  if (o.c.data != nullptr) {
+    const char* addend = element(o.c, g.a_group, row, col);
+    with_type(o.c.type, [&](auto type) { add_row<type()>(sums, addend, o.c.k_stride, count); });
+  }
+  if (o.divisor != nullptr) {
+    for (int64_t n = 0; n < count; ++n) sums[n] /= *o.divisor;
+  }
+  if (o.scale != nullptr) {
+    float scale = amax_scale(sums, count);
+    o.scale[row * o.scale_stride + col / kBlockN] = scale;
+    for (int64_t n = 0; n < count; ++n) sums[n] = scale == 0 ? 0 : sums[n] / scale;
+  }
+  char* dst = static_cast<char*>(o.data) +
+              (g.a_group * o.group_stride + row * o.row_stride + col) * size_of(o.type);
+  if (o.accumulate) {
+    auto* out = reinterpret_cast<float*>(dst);
+    for (int64_t n = 0; n < count; ++n) out[n] += sums[n];
+  } else {
+    store_row(dst, o.type, sums, count);
+  }
+}

@@ -1,0 +1,34 @@
+// Everything one instruction set offers. An instance file defines MATE_ISA (the namespace),
+// MATE_SIMD (its vector operations) and includes this.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/fp8.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/schedule.h"
+#include "params.h"
+
+// A namespace of its own for each instruction set: the linker must never merge their templates.
+namespace mate::cpu::MATE_ISA {
+namespace {
+// clang-format off
+#include MATE_SIMD
+#include "cpu/pack.inl"
+#include "cpu/epilogue.inl"
+#include "cpu/gemm_tiles.inl"
+#include "cpu/gemm.inl"
+// clang-format on
+}  // namespace
+
+#define MATE_QUOTE_(x) #x
+#define MATE_QUOTE(x) MATE_QUOTE_(x)
+extern const Kernels kKernels;
+const Kernels kKernels{
+    MATE_QUOTE(MATE_ISA),
+    grouped_gemm,
+};
+}  // namespace mate::cpu::MATE_ISA

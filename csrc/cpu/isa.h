@@ -1,0 +1,20 @@
+// The instruction sets the core is instantiated for, and the table of kernels each one offers.
+#pragma once
+
+#include "params.h"
+
+namespace mate::cpu {
+
+struct Kernels {
+  const char* name;
+  void (*grouped_gemm)(const GroupedGemm&);
+};
+
+// The table in use. Throws std::invalid_argument where MATE_PLUGIN_ISA names an unknown
+// instruction set or one that this machine lacks.
+const Kernels& kernels();
+
+// Names of the instruction sets that this machine can run, best first, separated by commas.
+const char* available();
+
+}  // namespace mate::cpu

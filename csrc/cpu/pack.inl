@@ -1,0 +1,88 @@
+// Operands as float32 rows: decoded, scaled and padded with zeros to a multiple of kStep.
+
+constexpr int64_t kStep = 16;
+
+inline int64_t padded(int64_t k) { return ceil_div(k, kStep) * kStep; }
+
+inline const char* element(const Operand& x, int64_t group, int64_t row, int64_t k) {
+  return static_cast<const char*>(x.data) +
+         (group * x.group_stride + row * x.row_stride + k * x.k_stride) * size_of(x.type);
+}
+
+// Applies f with the operand's type as a compile-time constant.
+template <typename F>
+inline void with_type(DType type, const F& f) {
+  switch (type) {
+    case DType::kE4M3:
+      return f(std::integral_constant<DType, DType::kE4M3>());
+    case DType::kE5M2:
+      return f(std::integral_constant<DType, DType::kE5M2>());
+    case DType::kBF16:
+      return f(std::integral_constant<DType, DType::kBF16>());
+    case DType::kF16:
+      return f(std::integral_constant<DType, DType::kF16>());
+    case DType::kF32:
+      return f(std::integral_constant<DType, DType::kF32>());
+  }
+}
+
+// What decoding leaves out of a type's values.
+inline float decode_factor(DType type) { return type == DType::kE4M3 ? 256.0f : 1.0f; }
+
+template <DType type>
+inline void put16(float* dst, const void* src, Vec scale) {
+  Vec v[16 / kLanes];
+  decode16<type>(src, v);
+  for (int i = 0; i < 16 / kLanes; ++i) store(dst + i * kLanes, mul(v[i], scale));
+  if constexpr (type == DType::kE4M3) {
+    NanWatch watch;
+    watch.look(src);
+    if (watch.found()) {
+      const uint8_t* codes = static_cast<const uint8_t*>(src);
+      for (int i = 0; i < 16; ++i) {
+        if ((codes[i] & 0x7f) == 0x7f) dst[i] = NAN;
+      }
+    }
+  }
+}
+
+// dst[0 .. count) = scale * decoded elements; dst is filled up to a multiple of 16.
+template <DType type>
+inline void put_row(float* dst, const Operand& x, const char* src, int64_t count, float scale) {
+  const int64_t size = size_of(type), step = x.k_stride * size;
+  Vec factor = set1(scale);
+  int64_t k = 0;
+  if (x.k_stride == 1) {
+    for (; k + 16 <= count; k += 16) put16<type>(dst + k, src + k * size, factor);
+  }
+  for (; k < count; k += 16) {
+    alignas(64) char part[64] = {};
+    for (int64_t i = 0; i < 16 && k + i < count; ++i) {
+      std::memcpy(part + i * size, src + (k + i) * step, size);
+    }
+    put16<type>(dst + k, part, factor);
+  }
+}
+
+inline float scale_at(const Scales& s, int64_t group, int64_t row, int64_t k_block) {
+  return s.data == nullptr ? 1.0f
+                           : s.data[group * s.group_stride + row / s.row_block * s.row_stride +
+                                    k_block * s.k_stride];
+}
+
+// Packs elements [k, k + count) of one row, k counted within the group. Each is multiplied by the
+// scale of its block and by fold(block), the block counted as the scales count it.
+template <typename Fold>
+inline void pack_row(float* dst, const Operand& x, const Scales& s, const Group& g, int64_t group,
+                     int64_t row, int64_t k, int64_t count, const Fold& fold) {
+  for (int64_t done = 0; done < count;) {
+    int64_t block = (k + done) / s.k_block;
+    int64_t part = std::min(count - done, (block + 1) * s.k_block - k - done);
+    int64_t k_block = g.k_block_first + block;
+    float scale = scale_at(s, group, row, k_block) * fold(k_block);
+    const char* src = element(x, group, row, g.k_first + k + done);
+    with_type(x.type, [&](auto type) { put_row<type()>(dst + done, x, src, part, scale); });
+    done += part;
+  }
+  for (int64_t i = ceil_div(count, 16) * 16; i < padded(count); i += kLanes) store(dst + i, zero());
+}

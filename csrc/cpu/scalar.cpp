@@ -1,0 +1,3 @@
+#define MATE_ISA scalar
+#define MATE_SIMD "cpu/simd_scalar.h"
+#include "cpu/instance.inl"

@@ -1,0 +1,80 @@
+// Vectors of float32 for AVX2 + FMA + F16C. Included inside the namespace of the instruction set.
+
+constexpr int kLanes = 8;
+using Vec = __m256;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec set1(float x) { return _mm256_set1_ps(x); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec absolute(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+
+// Sums of the lanes of four vectors; the order of additions is the same for each.
+inline void reduce4(const Vec (&v)[4], float (&sums)[4]) {
+  Vec ab = _mm256_hadd_ps(v[0], v[1]), cd = _mm256_hadd_ps(v[2], v[3]);
+  Vec abcd = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+inline void halves_to_floats(__m256i halves, Vec& lo, Vec& hi) {
+  lo = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+  hi = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+}
+
+// Decode 16 consecutive elements. e4m3 comes out divided by 256 with NaN codes read as 480 / 256:
+// sign-extended bytes shifted by 7 are float16 bits of an exponent 8 too small, subnormals
+// included.
+template <DType type>
+inline void decode16(const void* p, Vec (&v)[2]) {
+  if constexpr (type == DType::kE4M3) {
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    halves_to_floats(
+        _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbfff))),
+        v[0], v[1]);
+  } else if constexpr (type == DType::kE5M2) {
+    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    halves_to_floats(_mm256_slli_epi16(wide, 8), v[0], v[1]);
+  } else if constexpr (type == DType::kBF16) {
+    for (int i = 0; i < 2; ++i) {
+      __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(p) + i);
+      v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(codes), 16));
+    }
+  } else if constexpr (type == DType::kF16) {
+    halves_to_floats(_mm256_loadu_si256(static_cast<const __m256i*>(p)), v[0], v[1]);
+  } else {
+    v[0] = load(static_cast<const float*>(p));
+    v[1] = load(static_cast<const float*>(p) + 8);
+  }
+}
+
+// Remembers whether a NaN code passed among e4m3 bytes, 16 at a time.
+struct NanWatch {
+  __m128i seen = _mm_setzero_si128();
+  void look(const void* p) {
+    __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    seen = _mm_max_epu8(seen, _mm_or_si128(codes, _mm_set1_epi8(static_cast<char>(0x80))));
+  }
+  bool found() const {
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(seen, _mm_set1_epi8(static_cast<char>(0xff)))) != 0;
+  }
+};
+
+inline void store_bf16(uint16_t* p, Vec x) {
+  __m256i bits = _mm256_castps_si256(x);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  __m256i top = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+  __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+
+inline void store_f16(uint16_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}

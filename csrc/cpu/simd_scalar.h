@@ -1,0 +1,84 @@
+// The same operations in plain C++ on four floats at a time, for machines without AVX2 and as a
+// cross-check. Included inside the namespace of the instruction set.
+
+constexpr int kLanes = 4;
+struct Vec {
+  float x[kLanes];
+};
+
+template <typename Op>
+inline Vec each(Op op) {
+  Vec out;
+  for (int i = 0; i < kLanes; ++i) out.x[i] = op(i);
+  return out;
+}
+
+inline Vec set1(float x) {
+  return each([&](int) { return x; });
+}
+inline Vec zero() { return set1(0.0f); }
+inline Vec load(const float* p) {
+  return each([&](int i) { return p[i]; });
+}
+inline void store(float* p, Vec x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = x.x[i];
+}
+inline Vec add(Vec a, Vec b) {
+  return each([&](int i) { return a.x[i] + b.x[i]; });
+}
+inline Vec mul(Vec a, Vec b) {
+  return each([&](int i) { return a.x[i] * b.x[i]; });
+}
+inline Vec div(Vec a, Vec b) {
+  return each([&](int i) { return a.x[i] / b.x[i]; });
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return each([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+}
+// As in SSE: the second operand where either is NaN.
+inline Vec maximum(Vec a, Vec b) {
+  return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+inline Vec absolute(Vec a) {
+  return each([&](int i) { return bits_to_float(float_to_bits(a.x[i]) & 0x7fffffff); });
+}
+
+inline void reduce4(const Vec (&v)[4], float (&sums)[4]) {
+  for (int i = 0; i < 4; ++i) sums[i] = (v[i].x[0] + v[i].x[1]) + (v[i].x[2] + v[i].x[3]);
+}
+
+template <DType type>
+inline float decode1(const void* p, int64_t i) {
+  if constexpr (type == DType::kE4M3) {
+    return fp8_tables().e4m3_over_256[static_cast<const uint8_t*>(p)[i]];
+  } else if constexpr (type == DType::kE5M2) {
+    return fp8_tables().e5m2[static_cast<const uint8_t*>(p)[i]];
+  } else if constexpr (type == DType::kBF16) {
+    return decode_bf16(static_cast<const uint16_t*>(p)[i]);
+  } else if constexpr (type == DType::kF16) {
+    return decode_f16(static_cast<const uint16_t*>(p)[i]);
+  } else {
+    return static_cast<const float*>(p)[i];
+  }
+}
+
+// Decode 16 consecutive elements; e4m3 comes out divided by 256.
+template <DType type>
+inline void decode16(const void* p, Vec (&v)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    v[i] = each([&](int lane) { return decode1<type>(p, 4 * i + lane); });
+  }
+}
+
+// The tables decode NaN codes themselves.
+struct NanWatch {
+  void look(const void*) {}
+  bool found() const { return false; }
+};
+
+inline void store_bf16(uint16_t* p, Vec x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = encode_bf16(x.x[i]);
+}
+inline void store_f16(uint16_t* p, Vec x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = encode_f16(x.x[i]);
+}

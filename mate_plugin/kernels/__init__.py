@@ -1,0 +1,1 @@
+"""The documented functions and the compiled core behind them. Knows no engine."""
