@@ -165,7 +165,7 @@ def settings() -> Settings:
 
 
 def find_config(name: str) -> Path:
-    """Path of the file that MATE_PLUGIN_CONFIG names: a path, or the bare name of a shipped file."""
+    """Path of the file that MATE_PLUGIN_CONFIG names: a path, or a shipped file's bare name."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
