@@ -21,6 +21,7 @@ namespace {
 #include "cpu/epilogue.inl"
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
+#include "cpu/ceilings.inl"
 // clang-format on
 }  // namespace
 
@@ -30,5 +31,7 @@ extern const Kernels kKernels;
 const Kernels kKernels{
     MATE_QUOTE(MATE_ISA),
     grouped_gemm,
+    multiply_adds,
+    read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA

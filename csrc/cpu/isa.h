@@ -8,6 +8,8 @@ namespace mate::cpu {
 struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
+  int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
+  void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);
 };
 
 // The table in use. Throws std::invalid_argument where MATE_PLUGIN_ISA names an unknown
