@@ -1,4 +1,4 @@
-"""``mate.deep_gemm`` is ``mate_plugin.kernels.deep_gemm``: the same module, so the same functions."""
+"""``mate.deep_gemm`` is ``mate_plugin.kernels.deep_gemm``: one module, the same functions."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``mate.gemm`` is ``mate_plugin.kernels.gemm``: the same module, so the same functions."""
+"""``mate.gemm`` is ``mate_plugin.kernels.gemm``: one module, the same functions."""
 
 import sys
 

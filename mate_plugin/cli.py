@@ -1,0 +1,102 @@
+"""The command ``mate-plugin``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mate_plugin import __version__
+from mate_plugin.config import ConfigError
+
+app = typer.Typer(
+    name="mate-plugin",
+    help="FP8 kernels behind the mate API, and the vLLM plugin that serves models with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mate-plugin {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor() -> None:
+    """Look at machine, core, torch and engines; say what is wrong and how to mend it."""
+    from mate_plugin.doctor import examine, show
+
+    raise typer.Exit(show(examine()))
+
+
+@app.command()
+def explain() -> None:
+    """Try the hooks in this process and say which are installed, and why or why not."""
+    from mate_plugin.doctor import installed_hooks
+
+    typer.echo(installed_hooks())
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option(help="deepseek-v3, qwen3-moe, or the folder of a block-FP8 checkpoint.")
+    ] = "deepseek-v3",
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "Hello! Which kernels answer me?",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    size: Annotated[
+        str, typer.Option(help="Size of the checkpoint that is written: tiny or small.")
+    ] = "small",
+    eager: Annotated[
+        bool, typer.Option("--eager/--compile", help="Run without or with torch.compile.")
+    ] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoint and server log.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that the server may take to start.")
+    ] = 600.0,
+) -> None:
+    """Serve an FP8 model with vLLM on this machine, ask it something, and show what ran."""
+    from mate_plugin.demo.inspect import CheckpointError
+    from mate_plugin.demo.run import DemoError, DemoOptions, run_demo
+
+    options = DemoOptions(model, prompt, max_tokens, size, eager, keep, port, timeout)
+    try:
+        run_demo(options)
+    except (CheckpointError, DemoError) as error:
+        raise _refused(str(error), 1) from None
+    except KeyboardInterrupt:
+        raise _refused("interrupted", 130) from None
+
+
+def _refused(line: str, status: int) -> typer.Exit:
+    typer.echo(f"mate-plugin: {line}", err=True)
+    return typer.Exit(status)
+
+
+def main() -> None:
+    """Entry point; a broken setting ends it with one line."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"mate-plugin: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
