@@ -3,14 +3,16 @@
 // nothing per element for scales. B is decoded in registers for up to kRows rows of A, and once
 // into L1 for more.
 
-constexpr int64_t kDepth = 384;  // k range kept in cache at a time, a multiple of 128
+constexpr int64_t kDepth = 512;  // k range kept in cache at a time, a multiple of 128
+constexpr int64_t kLd =
+    kDepth + 16;  // apart in memory, so that rows fall into different cache sets
 
 // One unit of work: its operands, its buffers and the steps.
 struct GemmUnit {
   const GroupedGemm& p;
   const Unit& u;
   const Group& g;
-  float *a, *b, *c;  // [rows, kDepth], [kCols, kDepth], [rows, kBlockN]
+  float *a, *b, *c;  // [rows, kLd or k], [kCols, kLd], [rows, kBlockN]
 
   // Scales of B by column cannot be folded into A: they go into B, or to the end where they do
   // not depend on k.
@@ -18,22 +20,21 @@ struct GemmUnit {
   bool scales_at_end() const { return scales_by_column() && p.b_scale.k_stride == 0; }
   bool scales_in_b() const { return scales_by_column() && !scales_at_end(); }
 
-  bool decodes_in_registers() const {
-    return u.rows <= kRows && p.b.k_stride == 1 && !scales_in_b();
-  }
+  bool reads_b_once() const { return u.rows <= kRows && p.b.k_stride == 1 && !scales_in_b(); }
 
   int64_t row(int64_t i) const {
     return g.rows != nullptr ? g.rows[u.row_first + i] : g.first + u.row_first + i;
   }
 
-  void pack_a(int64_t k, int64_t count) const {
+  // Rows of A for k in [k, k + count) at dst, lda apart.
+  void pack_a(float* dst, int64_t lda, int64_t k, int64_t count) const {
     float factor = decode_factor(p.a.type) * decode_factor(p.b.type);
     auto fold = [&](int64_t k_block) {
       return scales_by_column() ? factor
                                 : factor * scale_at(p.b_scale, g.weight, u.col_first, k_block);
     };
     for (int64_t m = 0; m < u.rows; ++m) {
-      pack_row(a + m * kDepth, p.a, p.a_scale, g, g.a_group, row(m), k, count, fold);
+      pack_row(dst + m * lda, p.a, p.a_scale, g, g.a_group, row(m), k, count, fold);
     }
   }
 
@@ -41,7 +42,7 @@ struct GemmUnit {
     static constexpr Scales kNone{nullptr, 0, 0, 0, 1, INT64_MAX};
     const Scales& scales = scales_in_b() ? p.b_scale : kNone;
     for (int64_t n = 0; n < kCols; ++n) {
-      float* dst = b + n * kDepth;
+      float* dst = b + n * kLd;
       if (n < cols) {
         pack_row(dst, p.b, scales, g, g.weight, col + n, k, count, [](int64_t) { return 1.0f; });
       } else {
@@ -50,50 +51,60 @@ struct GemmUnit {
     }
   }
 
-  void packed(int64_t k, int64_t count) const {
+  void decode_once() const {
+    for (int64_t k = 0; k < g.k; k += kDepth) {
+      const int64_t count = std::min(kDepth, g.k - k);
+      pack_a(a, kLd, k, count);
+      for (int64_t n = 0; n < u.cols; n += kCols) {
+        pack_b(u.col_first + n, std::min<int64_t>(kCols, u.cols - n), k, count);
+        for (int64_t m = 0; m < u.rows; m += kRows) {
+          with_rows(u.rows - m, [&](auto rows) {
+            dot_tile<rows()>(a + m * kLd, kLd, b, kLd, padded(count), c + m * kBlockN + n, kBlockN);
+          });
+        }
+      }
+    }
+  }
+
+  // Codes of kCols rows of B from k on, padded with zeros where k + count ends inside a step.
+  void codes_at(int64_t n, int64_t k, int64_t count, char (&copies)[kCols][kDepth * 4],
+                const char* (&codes)[kCols]) const {
+    for (int64_t j = 0; j < kCols; ++j) {
+      // Columns past the end repeat the last one; their sums are not stored.
+      int64_t col = u.col_first + std::min(n + j, u.cols - 1);
+      codes[j] = element(p.b, g.weight, col, g.k_first + k);
+      if (padded(count) == count) continue;
+      const int64_t size = size_of(p.b.type);
+      std::memcpy(copies[j], codes[j], count * size);
+      std::memset(copies[j] + count * size, 0, (padded(count) - count) * size);
+      codes[j] = copies[j];
+    }
+  }
+
+  // Reads whole rows of B one after the other, which is what the memory does best.
+  template <DType type>
+  void decode_in_registers() const {
+    const int64_t lda = padded(g.k);
+    pack_a(a, lda, 0, g.k);
+    alignas(64) char copies[kCols][kDepth * 4];
     for (int64_t n = 0; n < u.cols; n += kCols) {
-      pack_b(u.col_first + n, std::min<int64_t>(kCols, u.cols - n), k, count);
-      for (int64_t m = 0; m < u.rows; m += kRows) {
-        with_rows(u.rows - m, [&](auto rows) {
-          dot_tile<rows()>(a + m * kDepth, kDepth, b, kDepth, padded(count), c + m * kBlockN + n,
-                           kBlockN);
+      for (int64_t k = 0; k < g.k; k += kDepth) {
+        const int64_t count = std::min(kDepth, g.k - k);
+        const char* codes[kCols];
+        codes_at(n, k, count, copies, codes);
+        with_rows(u.rows, [&](auto rows) {
+          decode_tile<type, rows()>(a + k, lda, codes, padded(count), c + n, kBlockN);
         });
       }
     }
   }
 
-  template <DType type>
-  void direct(int64_t k, int64_t count) const {
-    alignas(64) char copies[kCols][kDepth * 4];
-    for (int64_t n = 0; n < u.cols; n += kCols) {
-      const char* codes[kCols];
-      for (int64_t j = 0; j < kCols; ++j) {
-        // Columns past the end repeat the last one; their sums are not stored.
-        int64_t col = u.col_first + std::min(n + j, u.cols - 1);
-        codes[j] = element(p.b, g.weight, col, g.k_first + k);
-        if (padded(count) != count) {
-          const int64_t bytes = count * size_of(type);
-          std::memcpy(copies[j], codes[j], bytes);
-          std::memset(copies[j] + bytes, 0, padded(count) * size_of(type) - bytes);
-          codes[j] = copies[j];
-        }
-      }
-      with_rows(u.rows, [&](auto rows) {
-        decode_tile<type, rows()>(a, kDepth, codes, padded(count), c + n, kBlockN);
-      });
-    }
-  }
-
   void run() const {
     std::memset(c, 0, u.rows * kBlockN * sizeof(float));
-    for (int64_t k = 0; k < g.k; k += kDepth) {
-      const int64_t count = std::min(kDepth, g.k - k);
-      pack_a(k, count);
-      if (decodes_in_registers()) {
-        with_type(p.b.type, [&](auto type) { direct<type()>(k, count); });
-      } else {
-        packed(k, count);
-      }
+    if (reads_b_once()) {
+      with_type(p.b.type, [&](auto type) { decode_in_registers<type()>(); });
+    } else {
+      decode_once();
     }
     for (int64_t m = 0; m < u.rows; ++m) {
       float* sums = c + m * kBlockN;
@@ -111,15 +122,21 @@ struct GemmUnit {
   }
 };
 
+// Floats of scratch that a unit needs: A, B and C.
+inline int64_t a_floats(const GemmUnit& unit) {
+  return unit.u.rows * (unit.reads_b_once() ? padded(unit.g.k) : kLd);
+}
+
 void grouped_gemm(const GroupedGemm& p) {
   const Schedule schedule(p, p.signal.data != nullptr || p.out.scale != nullptr);
   parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
     const Unit unit = schedule.at(i);
-    // Sized by the rows at hand, but padded so that stores of whole vectors stay inside.
-    const int64_t rows = unit.rows;
-    float* a =
-        static_cast<float*>(scratch((rows * (kDepth + kBlockN) + kCols * kDepth) * sizeof(float)));
-    float* b = a + rows * kDepth;
-    GemmUnit{p, unit, *unit.group, a, b, b + kCols * kDepth}.run();
+    GemmUnit work{p, unit, *unit.group, nullptr, nullptr, nullptr};
+    const int64_t floats = a_floats(work), b_floats = kCols * kLd;
+    work.a =
+        static_cast<float*>(scratch((floats + b_floats + unit.rows * kBlockN) * sizeof(float)));
+    work.b = work.a + floats;
+    work.c = work.b + b_floats;
+    work.run();
   });
 }

@@ -16,6 +16,7 @@ inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, i
     for (int m = 0; m < rows; ++m) va[m] = load(a + m * lda + k);
     for (int n = 0; n < kCols; ++n) {
       Vec vb = load(b + n * ldb + k);
+      keep(vb);
       for (int m = 0; m < rows; ++m) acc[m][n] = fma(va[m], vb, acc[m][n]);
     }
   }
@@ -26,14 +27,13 @@ inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, i
   }
 }
 
-template <DType type>
 inline bool any_nan(const char* codes, int64_t count) {
-  NanWatch watch;
-  for (int64_t k = 0; k < count; k += 16) watch.look(codes + k);
-  return type == DType::kE4M3 && watch.found();
+  bool found = false;
+  for (int64_t k = 0; k < count; k += 16) found |= has_nan16(codes + k);
+  return found;
 }
 
-// The same with B decoded in registers from kCols rows of codes; depth is a multiple of 16.
+// The same with B decoded in registers from kCols rows of codes; depth is a multiple of kStep.
 template <DType type, int rows>
 inline void decode_tile(const float* a, int64_t lda, const char* const (&b)[kCols], int64_t depth,
                         float* c, int64_t ldc) {
@@ -42,15 +42,17 @@ inline void decode_tile(const float* a, int64_t lda, const char* const (&b)[kCol
     for (Vec& v : row) v = zero();
   }
   NanWatch watch;
-  for (int64_t k = 0; k < depth; k += 16) {
+  for (int64_t k = 0; k < depth; k += kStep) {
     for (int n = 0; n < kCols; ++n) {
       const char* codes = b[n] + k * size_of(type);
-      Vec vb[16 / kLanes];
-      decode16<type>(codes, vb);
-      if constexpr (type == DType::kE4M3) watch.look(codes);
-      for (int i = 0; i < 16 / kLanes; ++i) {
-        for (int m = 0; m < rows; ++m) {
-          acc[m][n] = fma(load(a + m * lda + k + i * kLanes), vb[i], acc[m][n]);
+      if constexpr (type == DType::kE4M3) watch.look32(codes);
+      for (int part = 0; part < kStep; part += 16) {
+        Vec vb[16 / kLanes];
+        decode16<type>(codes + part * size_of(type), vb);
+        for (int i = 0; i < 16 / kLanes; ++i) {
+          for (int m = 0; m < rows; ++m) {
+            acc[m][n] = fma(load(a + m * lda + k + part + i * kLanes), vb[i], acc[m][n]);
+          }
         }
       }
     }
@@ -62,7 +64,7 @@ inline void decode_tile(const float* a, int64_t lda, const char* const (&b)[kCol
   }
   if (watch.found()) {
     for (int n = 0; n < kCols; ++n) {
-      if (!any_nan<type>(b[n], depth)) continue;
+      if (!any_nan(b[n], depth)) continue;
       for (int m = 0; m < rows; ++m) c[m * ldc + n] = NAN;
     }
   }

@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/schedule.h"
+#include "indexer_params.h"
 #include "params.h"
 
 // A namespace of its own for each instruction set: the linker must never merge their templates.
@@ -21,6 +22,7 @@ namespace {
 #include "cpu/epilogue.inl"
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
+#include "cpu/indexer.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
 }  // namespace
@@ -31,6 +33,7 @@ extern const Kernels kKernels;
 const Kernels kKernels{
     MATE_QUOTE(MATE_ISA),
     grouped_gemm,
+    indexer_scores,
     multiply_adds,
     read_memory,
 };

@@ -1,6 +1,7 @@
 // The instruction sets the core is instantiated for, and the table of kernels each one offers.
 #pragma once
 
+#include "indexer_params.h"
 #include "params.h"
 
 namespace mate::cpu {
@@ -8,6 +9,7 @@ namespace mate::cpu {
 struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
+  void (*indexer_scores)(const IndexerScores&);
   int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
   void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);
 };

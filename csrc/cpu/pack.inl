@@ -1,6 +1,6 @@
 // Operands as float32 rows: decoded, scaled and padded with zeros to a multiple of kStep.
 
-constexpr int64_t kStep = 16;
+constexpr int64_t kStep = 32;
 
 inline int64_t padded(int64_t k) { return ceil_div(k, kStep) * kStep; }
 
@@ -35,9 +35,7 @@ inline void put16(float* dst, const void* src, Vec scale) {
   decode16<type>(src, v);
   for (int i = 0; i < 16 / kLanes; ++i) store(dst + i * kLanes, mul(v[i], scale));
   if constexpr (type == DType::kE4M3) {
-    NanWatch watch;
-    watch.look(src);
-    if (watch.found()) {
+    if (has_nan16(src)) {
       const uint8_t* codes = static_cast<const uint8_t*>(src);
       for (int i = 0; i < 16; ++i) {
         if ((codes[i] & 0x7f) == 0x7f) dst[i] = NAN;

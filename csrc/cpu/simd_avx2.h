@@ -7,6 +7,8 @@ inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float x) { return _mm256_set1_ps(x); }
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+// Holds a loaded value in its register; compilers else load it again for each use.
+inline void keep(Vec& x) { asm("" : "+x"(x)); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
@@ -52,15 +54,26 @@ inline void decode16(const void* p, Vec (&v)[2]) {
   }
 }
 
-// Remembers whether a NaN code passed among e4m3 bytes, 16 at a time.
+// Whether 16 e4m3 bytes hold a NaN code.
+inline bool has_nan16(const void* p) {
+  __m128i magnitudes =
+      _mm_and_si128(_mm_loadu_si128(static_cast<const __m128i*>(p)), _mm_set1_epi8(0x7f));
+  return _mm_movemask_epi8(_mm_cmpeq_epi8(magnitudes, _mm_set1_epi8(0x7f))) != 0;
+}
+
+// Remembers whether a NaN code passed among e4m3 bytes, 32 at a time: 0x7f is the largest signed
+// byte, 0xff the largest unsigned one.
 struct NanWatch {
-  __m128i seen = _mm_setzero_si128();
-  void look(const void* p) {
-    __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(p));
-    seen = _mm_max_epu8(seen, _mm_or_si128(codes, _mm_set1_epi8(static_cast<char>(0x80))));
+  __m256i positive = _mm256_setzero_si256(), negative = _mm256_setzero_si256();
+  void look32(const void* p) {
+    __m256i codes = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    positive = _mm256_max_epi8(positive, codes);
+    negative = _mm256_max_epu8(negative, codes);
   }
   bool found() const {
-    return _mm_movemask_epi8(_mm_cmpeq_epi8(seen, _mm_set1_epi8(static_cast<char>(0xff)))) != 0;
+    __m256i a = _mm256_cmpeq_epi8(positive, _mm256_set1_epi8(0x7f));
+    __m256i b = _mm256_cmpeq_epi8(negative, _mm256_set1_epi8(static_cast<char>(0xff)));
+    return !_mm256_testz_si256(_mm256_or_si256(a, b), _mm256_set1_epi8(-1));
   }
 };
 
@@ -77,4 +90,24 @@ inline void store_bf16(uint16_t* p, Vec x) {
 
 inline void store_f16(uint16_t* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// to[j][i] = byte j of row i, for 16 rows of 16 bytes: each round interleaves rows half the block
+// apart.
+inline void transpose16(const char* rows, int64_t row_stride, char (&to)[16][16]) {
+  __m128i x[16], y[16];
+  for (int i = 0; i < 16; ++i) {
+    x[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i * row_stride));
+  }
+  auto interleave = [](const __m128i(&from)[16], __m128i(&into)[16]) {
+    for (int i = 0; i < 8; ++i) {
+      into[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+      into[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+    }
+  };
+  interleave(x, y);
+  interleave(y, x);
+  interleave(x, y);
+  interleave(y, x);
+  for (int i = 0; i < 16; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(to[i]), x[i]);
 }

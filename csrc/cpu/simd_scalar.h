@@ -23,6 +23,7 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec x) {
   for (int i = 0; i < kLanes; ++i) p[i] = x.x[i];
 }
+inline void keep(Vec&) {}
 inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return a.x[i] + b.x[i]; });
 }
@@ -71,8 +72,9 @@ inline void decode16(const void* p, Vec (&v)[4]) {
 }
 
 // The tables decode NaN codes themselves.
+inline bool has_nan16(const void*) { return false; }
 struct NanWatch {
-  void look(const void*) {}
+  void look32(const void*) {}
   bool found() const { return false; }
 };
 
@@ -81,4 +83,11 @@ inline void store_bf16(uint16_t* p, Vec x) {
 }
 inline void store_f16(uint16_t* p, Vec x) {
   for (int i = 0; i < kLanes; ++i) p[i] = encode_f16(x.x[i]);
+}
+
+// to[j][i] = byte j of row i, for 16 rows of 16 bytes.
+inline void transpose16(const char* rows, int64_t row_stride, char (&to)[16][16]) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) to[j][i] = rows[i * row_stride + j];
+  }
 }

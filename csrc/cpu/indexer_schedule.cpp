@@ -1,0 +1,70 @@
+#include "cpu/indexer_schedule.h"
+
+#include <algorithm>
+
+namespace mate::cpu {
+namespace {
+
+constexpr int64_t kQueryBytes = 256 << 10;  // decoded queries of a unit stay in the second cache
+constexpr int64_t kMaxRows = 32;
+// Tokens per unit: enough to pay for decoding the queries, few enough to balance the threads.
+constexpr int64_t kMinTokens = 240, kMaxTokens = 3840;
+constexpr int64_t kUnitsPerThread = 8;
+
+// Tokens that any row of [first, first + rows) sees, the first rounded down to a group.
+TokenRange hull(const TokenRange* ranges, int64_t rows) {
+  TokenRange all{0, 0, 0};
+  for (int64_t i = 0; i < rows; ++i) {
+    if (ranges[i].first >= ranges[i].end) continue;
+    bool empty = all.end == 0;
+    all.first = empty ? ranges[i].first : std::min(all.first, ranges[i].first);
+    all.end = std::max(all.end, ranges[i].end);
+  }
+  all.first = all.first / kKeyGroup * kKeyGroup;
+  return all;
+}
+
+}  // namespace
+
+std::vector<ScoreUnit> score_units(const IndexerScores& p) {
+  const int64_t row_bytes = std::max<int64_t>(1, p.heads * p.depth * sizeof(float));
+  const int64_t rows = std::min(kMaxRows, std::max<int64_t>(1, kQueryBytes / row_bytes));
+  std::vector<ScoreUnit> wholes;
+  int64_t tokens = 0;
+  for (int64_t s = 0; s < p.batch; ++s) {
+    for (int64_t r = 0; r < p.rows; r += rows) {
+      int64_t count = std::min(rows, p.rows - r);
+      TokenRange seen = hull(p.ranges + s * p.rows + r, count);
+      if (seen.end == 0) continue;
+      wholes.push_back({s, r, count, seen.first, seen.end});
+      tokens += seen.end - seen.first;
+    }
+  }
+  int64_t part = tokens / (kUnitsPerThread * std::max(1, p.num_threads));
+  part = std::min(std::max(part, kMinTokens), kMaxTokens) / kMinTokens * kMinTokens;
+  std::vector<ScoreUnit> units;
+  for (const ScoreUnit& whole : wholes) {
+    for (int64_t t = whole.token_first; t < whole.token_end; t += part) {
+      units.push_back(whole);
+      units.back().token_first = t;
+      units.back().token_end = std::min(t + part, whole.token_end);
+    }
+  }
+  return units;
+}
+
+void split_segments(const int64_t* lengths, int64_t batch, int64_t segment, int64_t processors,
+                    int32_t* start, int64_t start_stride) {
+  auto segments = [&](int64_t s) { return ceil_div(std::max<int64_t>(lengths[s], 0), segment); };
+  int64_t total = 0;
+  for (int64_t s = 0; s < batch; ++s) total += segments(s);
+  int64_t sequence = 0, before = 0;  // segments of the sequences already passed
+  for (int64_t p = 0; p <= processors; ++p) {
+    int64_t first = p * (total / processors) + std::min(p, total % processors);
+    while (sequence < batch && before + segments(sequence) <= first) before += segments(sequence++);
+    start[p * start_stride] = static_cast<int32_t>(sequence);
+    start[p * start_stride + 1] = static_cast<int32_t>(sequence < batch ? first - before : 0);
+  }
+}
+
+}  // namespace mate::cpu
