@@ -19,19 +19,22 @@ inline void score_panel(const float* q, int64_t depth, const float* weights, con
   for (int64_t d = 0; d < depth; ++d) {
     Vec k[kTokenVecs];
     for (int v = 0; v < kTokenVecs; ++v) {
-      k[v] = load(keys + d * kTile + v * kLanes);
-      keep(k[v]);
+      Vec x = load(keys + d * kTile + v * kLanes);
+      keep(x);
+      k[v] = x;
     }
     for (int h = 0; h < heads; ++h) {
       Vec x = set1(q[h * depth + d]);
       for (int v = 0; v < kTokenVecs; ++v) acc[h][v] = fma(x, k[v], acc[h][v]);
     }
   }
+  Vec none = zero();
+  keep(none);  // apart from the zeros above, which would occupy a register through the loop
   for (int v = 0; v < kTokenVecs; ++v) {
     Vec sum = load(sums + v * kLanes);
     for (int h = 0; h < heads; ++h) {
       // The order matters: maximum() yields its second operand where one is NaN.
-      sum = fma(set1(weights[h]), maximum(zero(), acc[h][v]), sum);
+      sum = fma(set1(weights[h]), maximum(none, acc[h][v]), sum);
     }
     store(sums + v * kLanes, sum);
   }
