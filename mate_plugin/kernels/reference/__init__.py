@@ -1,0 +1,1 @@
+"""Plain torch versions of the kernels, for tests and the self-test of ``mate-plugin doctor``."""
