@@ -45,9 +45,10 @@ def doctor() -> None:
 @app.command()
 def explain() -> None:
     """Try the hooks in this process and say which are installed, and why or why not."""
-    from mate_plugin.doctor import installed_hooks
+    from mate_plugin import plugin, report
 
-    typer.echo(installed_hooks())
+    plugin.install_vllm()
+    typer.echo(report.explain())
 
 
 @app.command()

