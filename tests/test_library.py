@@ -1,0 +1,118 @@
+"""Loading the core: instruction sets, threads, counters, and tensors of an old torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mate_plugin.kernels import gemm, library, select
+
+
+def in_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def small_product() -> tuple[torch.Tensor, torch.Tensor]:
+    """A product by the core and the same in float64."""
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(7, 200, generator=generator).to(torch.float8_e4m3fn)
+    b = torch.randn(40, 200, generator=generator).to(torch.float8_e5m2)
+    scale_a, scale_b = torch.rand(7, 2, generator=generator), torch.rand(1, 2, generator=generator)
+    wide_a = scale_a.double().repeat_interleave(128, 1)[:, :200]
+    wide_b = scale_b.double().repeat_interleave(128, 1)[:, :200]
+    expected = (a.double() * wide_a) @ (b.double() * wide_b).t()
+    return gemm.gemm_fp8_nt_groupwise(a, b, scale_a, scale_b), expected
+
+
+@pytest.mark.parametrize("name", library.available_isas())
+def test_an_instruction_set_can_be_forced(name: str) -> None:
+    code = "from mate_plugin.kernels import library; print(library.isa())"
+    assert in_process(code, MATE_PLUGIN_ISA=name).stdout.strip() == name
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    code = "from mate_plugin.kernels import library; library.isa()"
+    ran = in_process(code, MATE_PLUGIN_ISA="sse9")
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert re.search(r"ValueError: MATE_PLUGIN_ISA: expected one of .*scalar.*, got 'sse9'", last)
+
+
+def test_an_unsupported_instruction_set_is_refused() -> None:
+    # A processor without AVX2 cannot be had here; the emulator of one can, where it is installed.
+    emulator = Path("/usr/bin/qemu-x86_64")
+    if not emulator.exists():
+        pytest.skip("needs qemu-user to run on a processor without AVX2")
+    code = "from mate_plugin.kernels import library; library.isa()"
+    ran = subprocess.run(
+        [str(emulator), "-cpu", "Nehalem", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MATE_PLUGIN_ISA": "avx2"},
+        check=False,
+    )
+    assert "this machine cannot run 'avx2'" in ran.stderr
+
+
+def test_one_openmp_runtime_and_torchs_number_of_threads() -> None:
+    code = """
+import os, torch
+from mate_plugin.kernels import gemm, library
+def run():
+    a = torch.ones(64, 512, dtype=torch.bfloat16)
+    b = torch.ones(2048, 512).to(torch.float8_e4m3fn)
+    gemm.gemm_w8a16_nt_groupwise(a, b, torch.ones(16, 4))
+    return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(1)
+before = len(os.listdir("/proc/self/task"))
+one = run()
+torch.set_num_threads(3)
+three = run()
+maps = open("/proc/self/maps").read()
+runtimes = {line.split()[-1] for line in maps.splitlines() if any(
+    name in line for name in ("libgomp", "libiomp", "libomp"))}
+print(one - before, three - one, len(runtimes), library.threads(None), library.threads(2))
+"""
+    ran = in_process(code)
+    assert ran.stdout.split() == ["0", "2", "1", "3", "2"], ran.stdout + ran.stderr
+
+
+def test_counters_count_compiled_calls() -> None:
+    library.reset_counters()
+    small_product()
+    small_product()
+    (row,) = library.counters()
+    assert (row["op"], row["impl"], row["calls"]) == ("batched_gemm", library.isa(), 2)
+    assert row["seconds"] > 0
+    library.reset_counters()
+    assert library.counters() == []
+
+
+def test_fp8_tensors_can_cross_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, expected = small_product()
+    monkeypatch.setattr(library, "_FP8_AS_BYTES", True)
+    as_bytes, _ = small_product()
+    assert torch.equal(plain, as_bytes)
+    torch.testing.assert_close(plain.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_other_devices_are_refused_with_a_reason() -> None:
+    assert select.choose("batched_gemm", "cpu").impl == library.isa()
+    for device in ("cuda", "meta"):
+        assert select.choose("batched_gemm", device).impl is None
+    a = torch.empty(2, 128, dtype=torch.bfloat16, device="meta")
+    b = torch.empty(4, 128, dtype=torch.float8_e4m3fn, device="meta")
+    with pytest.raises(NotImplementedError, match="batched_gemm: not available on 'meta'"):
+        gemm.gemm_w8a16_nt_groupwise(a, b, torch.empty(1, 1, device="meta"))
