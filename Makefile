@@ -1,0 +1,110 @@
+# Everything runs in .venv, which the first target sets up from nothing. Needed on the machine:
+# Python 3.11, g++ (C++17) and git. `make help` lists the targets.
+
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+# Where pip finds torch's CPU build: an index URL or a folder of wheels. Empty: pip's own indexes,
+# then PyTorch's. A build for CUDA is never taken.
+TORCH_INDEX ?=
+TORCH_SPEC ?= torch==2.13.0
+# Arguments of `make demo` and `make test`, for instance ARGS="--model qwen3-moe".
+ARGS ?=
+
+SOURCES := $(shell find csrc configs -type f) CMakeLists.txt pyproject.toml
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+STEP = @printf '\n== %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo doctor test test-fast test-vllm lint format build wheel bench clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(STAMPS)/core $(STAMPS)/vllm ## serve an FP8 model with vLLM on this machine and chat with it
+	$(VENV)/bin/mate-plugin demo $(ARGS)
+
+doctor: $(STAMPS)/core $(STAMPS)/vllm ## look at the machine and the installation
+	$(VENV)/bin/mate-plugin doctor
+
+test: test-fast test-vllm ## all tests: the quick ones, then those that serve models
+	@echo "All tests passed."
+
+test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
+	$(STEP) "Tests (kernels, API, commands)"
+	$(PY) -m pytest tests --ignore tests/vllm -q $(ARGS)
+
+test-vllm: test-fast ## tests that serve models through vLLM (minutes)
+	$(STEP) "Tests (serving through vLLM)"
+	$(PY) -m pytest tests/vllm -q $(ARGS)
+
+lint: $(STAMPS)/core $(STAMPS)/lint ## formatting, lint and types
+	$(STEP) "Lint"
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/mypy mate_plugin
+	@echo "Lint is clean."
+
+format: $(STAMPS)/lint ## format Python and C++
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+build: $(STAMPS)/core ## compile the core into .venv (editable)
+
+wheel: $(STAMPS)/build ## build a wheel into dist/
+	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .
+
+bench: $(STAMPS)/core ## measure the CPU kernels against the machine's peaks
+	$(PY) benchmarks/cpu.py $(ARGS)
+
+clean: ## remove build outputs (the environment stays)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(STAMPS)/core
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)
+
+$(STAMPS)/venv:
+	$(STEP) "Virtual environment in $(VENV)"
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=..."; exit 1; }
+	@command -v g++ >/dev/null || { echo "g++ is not installed"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(STEP) "torch, CPU build"
+	$(PY) tools/venv.py torch "$(TORCH_SPEC)" "$(TORCH_INDEX)"
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/torch requirements/build.txt
+	$(STEP) "Build tools"
+	$(PY) -m pip install -q -r requirements/build.txt
+	@touch $@
+
+# vLLM comes before our own packages, so that its narrower pins are there first.
+$(STAMPS)/vllm: $(STAMPS)/torch requirements/vllm.txt tools/venv.py
+	$(STEP) "vLLM, CPU build (a few minutes, 2.5 GB)"
+	$(PY) tools/venv.py vllm
+	@touch $@
+
+$(STAMPS)/packages: $(STAMPS)/build requirements/packages.txt | $(STAMPS)/vllm
+	$(STEP) "Packages that mate-plugin needs"
+	$(PY) -m pip install -q -r requirements/packages.txt
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/packages requirements/test.txt
+	$(STEP) "Test tools"
+	$(PY) -m pip install -q -r requirements/test.txt
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/venv requirements/lint.txt
+	$(STEP) "Lint tools"
+	$(PY) -m pip install -q -r requirements/lint.txt
+	@touch $@
+
+$(STAMPS)/core: $(STAMPS)/packages $(SOURCES)
+	$(STEP) "Compiled core"
+	$(PY) tools/venv.py core
+	@touch $@
