@@ -31,12 +31,18 @@ inline void store_row(void* dst, DType type, const float* src, int64_t count) {
     case DType::kF32:
       std::memcpy(dst, src, count * sizeof(float));
       return;
-    case DType::kE4M3:
-      for (; n < count; ++n) static_cast<uint8_t*>(dst)[n] = encode_e4m3(src[n]);
+    case DType::kE4M3: {
+      auto* out = static_cast<uint8_t*>(dst);
+      for (; n + kLanes <= count; n += kLanes) store_fp8<DType::kE4M3>(out + n, load(src + n));
+      for (; n < count; ++n) out[n] = encode_e4m3(src[n]);
       return;
-    case DType::kE5M2:
-      for (; n < count; ++n) static_cast<uint8_t*>(dst)[n] = encode_e5m2(src[n]);
+    }
+    case DType::kE5M2: {
+      auto* out = static_cast<uint8_t*>(dst);
+      for (; n + kLanes <= count; n += kLanes) store_fp8<DType::kE5M2>(out + n, load(src + n));
+      for (; n < count; ++n) out[n] = encode_e5m2(src[n]);
       return;
+    }
   }
 }
 

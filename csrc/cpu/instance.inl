@@ -12,6 +12,7 @@
 #include "cpu/schedule.h"
 #include "indexer_params.h"
 #include "params.h"
+#include "piece_params.h"
 
 // A namespace of its own for each instruction set: the linker must never merge their templates.
 namespace mate::cpu::MATE_ISA {
@@ -23,6 +24,8 @@ namespace {
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
 #include "cpu/indexer.inl"
+#include "cpu/quant.inl"
+#include "cpu/moe.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
 }  // namespace
@@ -34,6 +37,10 @@ const Kernels kKernels{
     MATE_QUOTE(MATE_ISA),
     grouped_gemm,
     indexer_scores,
+    silu_and_mul,
+    quantise,
+    permute,
+    unpermute,
     multiply_adds,
     read_memory,
 };

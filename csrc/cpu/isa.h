@@ -3,6 +3,7 @@
 
 #include "indexer_params.h"
 #include "params.h"
+#include "piece_params.h"
 
 namespace mate::cpu {
 
@@ -10,6 +11,10 @@ struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
   void (*indexer_scores)(const IndexerScores&);
+  void (*silu_and_mul)(const SiluAndMul&);
+  void (*quantise)(const Quantise&);
+  void (*permute)(const Permute&);
+  void (*unpermute)(const Unpermute&);
   int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
   void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);
 };

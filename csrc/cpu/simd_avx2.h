@@ -111,3 +111,70 @@ inline void transpose16(const char* rows, int64_t row_stride, char (&to)[16][16]
   interleave(y, x);
   for (int i = 0; i < 16; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(to[i]), x[i]);
 }
+
+inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec where_negative(Vec x, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, x); }
+
+// Magnitudes compared as integers: NaN is larger than any number.
+inline Vec larger_magnitude(Vec a, Vec b) {
+  return _mm256_castsi256_ps(
+      _mm256_max_epi32(_mm256_castps_si256(absolute(a)), _mm256_castps_si256(absolute(b))));
+}
+inline float largest_magnitude(Vec x) {
+  Vec swapped = _mm256_permute2f128_ps(x, x, 1);
+  x = larger_magnitude(x, swapped);
+  x = larger_magnitude(x, _mm256_permute_ps(x, 0x4e));
+  return _mm256_cvtss_f32(larger_magnitude(x, _mm256_permute_ps(x, 0xb1)));
+}
+
+// e^x within 1.1 units in the last place, for all x: x = n ln2 + r, and 2^n in two factors so that
+// results reach from the subnormals to infinity.
+inline Vec exponential(Vec x) {
+  // Beyond these the result is 0 or infinite; the order of operands lets NaN pass.
+  x = minimum(set1(89.0f), maximum(set1(-104.0f), x));
+  Vec n = _mm256_round_ps(mul(x, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  // Minimax of (e^r - 1 - r) / r^2 on |r| <= ln2 / 2.
+  Vec q = fma(set1(0x1.6a2256p-10f), r, set1(0x1.123b02p-7f));
+  q = fma(q, r, set1(0x1.5558f8p-5f));
+  q = fma(q, r, set1(0x1.55549p-3f));
+  q = fma(q, r, set1(0x1.fffffcp-2f));
+  Vec e = fma(mul(r, r), q, add(r, set1(1.0f)));
+  __m256i power = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(power, 1);
+  auto two_to = [](__m256i k) {
+    __m256i biased = _mm256_add_epi32(k, _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  };
+  return mul(mul(e, two_to(half)), two_to(_mm256_sub_epi32(power, half)));
+}
+
+// Codes of encode_e4m3 / encode_e5m2 for one vector.
+template <DType type>
+inline void store_fp8(uint8_t* p, Vec x) {
+  constexpr bool e4m3 = type == DType::kE4M3;
+  constexpr int shift = e4m3 ? 20 : 21;
+  __m256i bits = _mm256_castps_si256(x);
+  __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  __m256i beyond = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(e4m3 ? 0x7f800000 : 0x7f7fffff));
+  __m256i m = _mm256_min_epi32(magnitude, _mm256_set1_epi32(e4m3 ? 0x43e00000 : 0x47600000));
+  // Normal: round the mantissa to even and move the exponent's bias.
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(m, shift), _mm256_set1_epi32(1));
+  __m256i half = _mm256_set1_epi32((1 << (shift - 1)) - 1 - ((e4m3 ? 120 : 112) << 23));
+  __m256i code = _mm256_srai_epi32(_mm256_add_epi32(m, _mm256_add_epi32(odd, half)), shift);
+  // Subnormal: an addition leaves the code in the last bits.
+  Vec shifted = add(_mm256_castsi256_ps(m), set1(e4m3 ? 16384.0f : 128.0f));
+  __m256i tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(e4m3 ? 0x3c800000 : 0x38800000), m);
+  code = _mm256_blendv_epi8(code, _mm256_castps_si256(shifted), tiny);
+  // NaN, and the infinity of e5m2.
+  __m256i special = _mm256_set1_epi32(0x7f);
+  if (!e4m3) {
+    __m256i infinite = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+    special = _mm256_blendv_epi8(special, _mm256_set1_epi32(0x7c), infinite);
+  }
+  code = _mm256_blendv_epi8(code, special, beyond);
+  __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(bits, 31), 7);
+  code = _mm256_or_si256(_mm256_and_si256(code, _mm256_set1_epi32(0x7f)), sign);
+  __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}

@@ -51,6 +51,8 @@ DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "fp16": (torch.float16,),
     "f32": (torch.float32,),
     "i32": (torch.int32,),
+    "i64": (torch.int64,),
+    "u8": (torch.uint8,),
 }
 _LAYOUTS = ("any", "rows", "cols", "major", "contiguous", "out")
 _LINE = re.compile(r"(?P<name>\S+): (?P<dtypes>\S+) (?P<dims>\[.*?\]|one)(?P<words>( \w+)*)")
@@ -143,7 +145,7 @@ class _Spec:
         last, before = sizes[-1], sizes[-2:][0]
         strided = {
             "rows": f"{last} > 1 and {x}.stride(-1) != 1",
-            "cols": f"{before} > 1 and {x}.stride(-2) != 1",
+            "cols": f"{before} > 1 and {x}.stride(-2) != 1 and {x}.numel() > 0",
             "major": f"{last} > 1 and {before} > 1 and {x}.stride(-1) != 1 and {x}.stride(-2) != 1",
             "contiguous": "True",
             "out": f"({last} > 1 and {x}.stride(-1) != 1 or overlaps_itself({x}))",

@@ -1,0 +1,128 @@
+// Entry points of the pieces around the GEMMs of a layer: tensors to plain structs, one call.
+// Arguments were checked in Python (mate_plugin/kernels/quant.py, moe.py).
+#include <limits>
+#include <vector>
+
+#include "api/entry.h"
+#include "cpu/route.h"
+#include "piece_params.h"
+
+namespace mate::api {
+namespace {
+
+using OptionalTensor = Optional<TensorView>;
+
+Matrix matrix(const TensorView& x, int64_t tag) {
+  return {data<void>(x), static_cast<DType>(tag), x.stride(0)};
+}
+
+// A limit below zero is none.
+SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
+  float cut = limit < 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(limit);
+  return {matrix(x, tag), cut, rounded};
+}
+
+SlotWeights slot_weights(const OptionalTensor& weights, int64_t tag) {
+  if (!weights.has_value()) return {nullptr, DType::kF32, 0, 0};
+  const TensorView w = *weights;
+  return {data<const void>(w), static_cast<DType>(tag), w.stride(0), w.stride(1)};
+}
+
+void silu_and_mul(TensorView x, TensorView out, double limit, int64_t tag, int64_t num_threads,
+                  int64_t /*stream*/) {
+  MATE_COUNT_CALL("silu_and_mul");
+  kernels().silu_and_mul({swiglu(x, tag, limit, false), matrix(out, tag), out.size(0), out.size(1),
+                          static_cast<int>(num_threads)});
+}
+
+void quantise(const Matrix& x, TensorView q, TensorView scale, Quantise p, int64_t group,
+              bool ue8m0, int64_t q_tag, int64_t num_threads) {
+  p.in.x = x;
+  p.q = matrix(q, q_tag);
+  p.scale = data<float>(scale);
+  p.scale_row_stride = scale.stride(0);
+  p.scale_col_stride = scale.stride(1);
+  p.power_of_two = ue8m0;
+  p.rows = q.size(0);
+  p.cols = q.size(1);
+  p.group = group;
+  p.num_threads = static_cast<int>(num_threads);
+  kernels().quantise(p);
+}
+
+void group_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_t group, bool ue8m0,
+                     int64_t tag, int64_t q_tag, int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("group_quant_fp8");
+  quantise(matrix(x, tag), q, scale, {}, group, ue8m0, q_tag, num_threads);
+}
+
+void silu_and_mul_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_t group, bool ue8m0,
+                            double limit, bool rounded, int64_t tag, int64_t q_tag,
+                            int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("silu_and_mul_quant_fp8");
+  Quantise p{};
+  p.in = swiglu(x, tag, limit, rounded);
+  p.gated = true;
+  quantise(p.in.x, q, scale, p, group, ue8m0, q_tag, num_threads);
+}
+
+void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView row_of, TensorView counts,
+               TensorView ends, TensorView expert_of_row, int64_t alignment, int64_t capacity,
+               int64_t /*num_threads*/, int64_t /*stream*/) {
+  MATE_COUNT_CALL("moe_route");
+  cpu::Choices choices{};
+  choices.ids = data<const void>(topk_ids);
+  choices.is_64_bit = topk_ids.dtype().bits == 64;
+  choices.row_stride = topk_ids.stride(0);
+  choices.col_stride = topk_ids.stride(1);
+  choices.num_tokens = topk_ids.size(0);
+  choices.topk = topk_ids.size(1);
+  if (expert_map.has_value()) {
+    choices.expert_map = data<const int32_t>(expert_map);
+    choices.map_stride = (*expert_map).stride(0);
+    choices.num_global = (*expert_map).size(0);
+  }
+  cpu::Layout layout{data<int32_t>(row_of),
+                     data<int32_t>(counts),
+                     data<int32_t>(ends),
+                     data<int32_t>(expert_of_row),
+                     row_of.size(0),
+                     counts.size(0),
+                     alignment,
+                     capacity};
+  int64_t full = cpu::route(choices, layout);
+  if (full >= 0) {
+    TVM_FFI_THROW(ValueError) << "capacity: expected room for every row of each expert, got "
+                              << capacity << ", which expert " << full << " exceeds";
+  }
+}
+
+void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor weights, TensorView rows,
+                 int64_t topk, int64_t tag, int64_t weights_tag, int64_t num_threads,
+                 int64_t /*stream*/) {
+  MATE_COUNT_CALL("moe_permute");
+  kernels().permute({matrix(hidden, tag), matrix(rows, tag), data<const int32_t>(slot_of),
+                     slot_of.stride(0), slot_weights(weights, weights_tag), rows.size(0),
+                     hidden.size(0) * topk, topk, rows.size(1), static_cast<int>(num_threads)});
+}
+
+void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor weights, TensorView out,
+                   int64_t topk, int64_t tag, int64_t out_tag, int64_t weights_tag,
+                   int64_t num_threads, int64_t /*stream*/) {
+  MATE_COUNT_CALL("moe_unpermute");
+  const std::vector<int32_t> row_of = cpu::rows_of_slots(
+      data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0), out.size(0) * topk);
+  kernels().unpermute({matrix(rows, tag), matrix(out, out_tag), row_of.data(),
+                       slot_weights(weights, weights_tag), out.size(0), topk, out.size(1),
+                       static_cast<int>(num_threads)});
+}
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(group_quant_fp8, group_quant_fp8);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul_quant_fp8, silu_and_mul_quant_fp8);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_route, moe_route);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_permute, moe_permute);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_unpermute, moe_unpermute);
+
+}  // namespace
+}  // namespace mate::api
