@@ -87,7 +87,7 @@ def _explain_shape(
 
 
 def _explain_layout(arg: Argument, x: torch.Tensor) -> None:
-    if arg.dims is None or arg.layout == "any":
+    if arg.dims is None or arg.layout == "any" or x.numel() == 0:
         return
     names = ", ".join(arg.dims)
     unit = [size <= 1 or stride == 1 for size, stride in zip(x.shape, x.stride(), strict=True)]
