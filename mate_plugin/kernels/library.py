@@ -48,8 +48,14 @@ def tag(dtype: torch.dtype) -> int:
 
 def threads(num_mp: int | None) -> int:
     """Threads for one call: torch's own number, or ``num_mp`` where that is smaller."""
-    available = torch.get_num_threads()
+    available = _torch_threads()
     return available if num_mp is None else min(num_mp, available)
+
+
+@torch.compiler.assume_constant_result
+def _torch_threads() -> int:
+    # A compiled graph keeps the number of threads it was traced with.
+    return torch.get_num_threads()
 
 
 def stream(tensor: torch.Tensor) -> int:
