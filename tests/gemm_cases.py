@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
+
 from mate_plugin.kernels.reference.gemm import Operand, split
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

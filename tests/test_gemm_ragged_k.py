@@ -23,6 +23,7 @@ from gemm_cases import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mate_plugin.kernels import gemm
 from mate_plugin.kernels.reference import gemm as reference
 

@@ -22,6 +22,7 @@ from gemm_cases import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mate_plugin.kernels import gemm
 from mate_plugin.kernels.reference import gemm as reference
 
@@ -33,7 +34,7 @@ FUNCTIONS = {
 }
 
 
-def layout(make: Maker, mode: str, experts: int, counts: list[int], align: int) -> torch.Tensor:
+def layout(make: Maker, mode: str, counts: list[int], align: int) -> torch.Tensor:
     """``ragged_tokens_info`` for the counts; per_token shuffles the rows and leaves some out."""
     if mode == "per_expert":
         return torch.tensor(counts, dtype=torch.int32)
@@ -139,7 +140,7 @@ def test_oracle(
 ) -> None:
     make = Maker(seed, strided)
     experts = len(counts)
-    info = layout(make, mode, experts, counts, align)
+    info = layout(make, mode, counts, align)
     rows = rows_of(info, mode, counts)
     types = {"8bit": fp8, "w8a16": (wide, fp8[1]), "16bit": (half, half)}[form]
     a, b = operands(make, form, types, (rows, experts, n, k), grain)
