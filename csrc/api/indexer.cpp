@@ -50,6 +50,7 @@ IndexerScores problem(const TensorView& q, int64_t q_tag, const TensorView& weig
 
 void run(IndexerScores& p, const std::vector<TokenRange>& ranges) {
   p.ranges = ranges.data();
+  p.num_threads = cpu::useful_threads(p);
   const std::vector<ScoreUnit> units = cpu::score_units(p);
   p.units = units.data();
   p.num_units = static_cast<int64_t>(units.size());

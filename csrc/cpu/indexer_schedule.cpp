@@ -10,6 +10,7 @@ constexpr int64_t kMaxRows = 32;
 // Tokens per unit: enough to pay for decoding the queries, few enough to balance the threads.
 constexpr int64_t kMinTokens = 240, kMaxTokens = 3840;
 constexpr int64_t kUnitsPerThread = 8;
+constexpr int64_t kWorkPerThread = 1 << 18;  // multiply-adds, a few microseconds
 
 // Tokens that any row of [first, first + rows) sees, the first rounded down to a group.
 TokenRange hull(const TokenRange* ranges, int64_t rows) {
@@ -51,6 +52,15 @@ std::vector<ScoreUnit> score_units(const IndexerScores& p) {
     }
   }
   return units;
+}
+
+int useful_threads(const IndexerScores& p) {
+  const int64_t rows = p.batch * p.rows;
+  int64_t work = p.clean ? rows * p.columns : 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    work += std::max<int64_t>(0, p.ranges[i].end - p.ranges[i].first) * p.heads * p.depth;
+  }
+  return static_cast<int>(std::min<int64_t>(p.num_threads, 1 + work / kWorkPerThread));
 }
 
 void split_segments(const int64_t* lengths, int64_t batch, int64_t segment, int64_t processors,

@@ -10,6 +10,9 @@ namespace mate::cpu {
 // Units that cover the visible tokens of every row; first tokens are multiples of kKeyGroup.
 std::vector<ScoreUnit> score_units(const IndexerScores& p);
 
+// Threads that pay for being woken: at most p.num_threads, one where there is little to do.
+int useful_threads(const IndexerScores& p);
+
 // The work list holds every segment of `segment` tokens of every sequence, in order. Processor p
 // of `processors` starts at start[2p] = sequence, start[2p + 1] = its segment; counts differ by at
 // most one, the first processors take the larger ones. Row `processors` is (batch, 0), as is that
