@@ -66,10 +66,10 @@ def show(findings: Iterator[Finding]) -> int:
     wrong = 0
     for finding in findings:
         line = Text(f"{finding.state:<6}", style=styles[finding.state])
-        console.print(line + Text(f"{finding.topic:<18} {finding.text}", style="default"))
+        console.print(line + Text(f"{finding.topic:<23} {finding.text}", style="default"))
         if finding.state == "wrong":
             wrong += 1
-            console.print(Text(f"{'':<25}fix: {finding.fix}"))
+            console.print(Text(f"{'':<30}fix: {finding.fix}"))
     if wrong:
         console.print(f"{wrong} thing{'s' if wrong > 1 else ''} wrong")
     else:
