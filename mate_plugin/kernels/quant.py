@@ -221,13 +221,26 @@ def _out_rows(name: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
             f"{name}: expected shape {(*x.shape[:-1], '?')} beside x {tuple(x.shape)},"
             f" got {tuple(out.shape)}"
         )
-    rows = _rows(name, out)
-    if rows.numel() and rows.data_ptr() != out.data_ptr():
+    if not _combines(out):
         raise ValueError(
             f"{name}: expected leading dimensions whose strides combine,"
             f" got strides {out.stride()} for shape {tuple(out.shape)}"
         )
-    return rows
+    return _rows(name, out)
+
+
+def _combines(x: torch.Tensor) -> bool:
+    """Whether all dimensions but the last step through memory as one."""
+    step: int | None = None
+    for dim in range(x.dim() - 2, -1, -1):
+        if x.shape[dim] == 0:
+            return True
+        if x.shape[dim] == 1:
+            continue
+        if step is not None and x.stride(dim) != step:
+            return False
+        step = x.stride(dim) * x.shape[dim]
+    return True
 
 
 def _like(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
