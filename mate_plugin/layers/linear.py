@@ -1,0 +1,110 @@
+"""The block-FP8 linear layer without an engine: one torch op, 16-bit or FP8 activations."""
+
+from __future__ import annotations
+
+import torch
+
+from mate_plugin import report
+from mate_plugin.kernels import gemm, quant
+from mate_plugin.layers.plan import ACTIVATIONS, check_block, implementation, phrase
+
+
+class BlockLinear:
+    """``x @ (weight * scale).T`` with one scale per block of the weight.
+
+    Args:
+        weight: ``[N, K]`` e4m3 or e5m2.
+        scale: float32 ``[ceil(N / n), ceil(K / k)]`` for blocks of ``n x k``.
+        block: ``(n, k)``.
+        activation: "auto" or "bf16" keep the activations, "fp8" rounds them per token and ``k``
+            columns first.
+
+    Raises:
+        ValueError: an argument is wrong; the message names it.
+        NotImplementedError: there are no kernels for the device.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        block: tuple[int, int] = (128, 128),
+        activation: str = "auto",
+    ) -> None:
+        check_scale(weight, scale, block)
+        self.activation = resolve_activation(activation)
+        self.weight, self.scale = weight, scale
+        note_layer(weight, self.activation)
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x[..., K]`` (bf16 or fp16) to ``[..., N]`` of the same dtype."""
+        return block_linear(x, self.weight, self.scale, bias, self.activation)
+
+
+def check_scale(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> None:
+    """Raise ValueError unless ``scale`` has one entry per ``block`` of ``weight[N, K]``."""
+    check_block(block)
+    if weight.dim() != 2:
+        raise ValueError(f"weight: expected [N, K], got {list(weight.shape)}")
+    expected = [-(-size // step) for size, step in zip(weight.shape, block, strict=True)]
+    if list(scale.shape) != expected:
+        raise ValueError(
+            f"scale: expected {expected} for a weight {list(weight.shape)} in "
+            f"{block[0]}x{block[1]} blocks, got {list(scale.shape)}"
+        )
+
+
+def resolve_activation(activation: str) -> str:
+    """ "auto" keeps the activations. Raises ValueError for an unknown name."""
+    if activation == "auto":
+        return "bf16"
+    if activation not in ACTIVATIONS:
+        names = ", ".join(("auto", *ACTIVATIONS))
+        raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+    return activation
+
+
+def note_layer(weight: torch.Tensor, activation: str) -> None:
+    """Count a layer as built; NotImplementedError where its device has no kernels."""
+    impl, reason = implementation("batched_gemm", weight.device)
+    report.layer_built("linear", shape_name(weight), f"{phrase(activation)}, {impl}: {reason}")
+
+
+def shape_name(weight: torch.Tensor) -> str:
+    """Name under which a layer's calls are counted: N x K."""
+    return f"{weight.shape[0]}x{weight.shape[1]}"
+
+
+def block_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "bf16",
+) -> torch.Tensor:
+    """:class:`BlockLinear` for callers that keep weight and scale themselves."""
+    run = torch.ops.mate_plugin.block_linear if torch.compiler.is_compiling() else _linear
+    out = run(x.reshape(-1, x.shape[-1]), weight, scale, activation)
+    if bias is not None:
+        out = out + bias
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, activation: str
+) -> torch.Tensor:
+    report.layer_called("linear", shape_name(weight))
+    if activation == "fp8":
+        rows, row_scale = quant.per_token_group_quant_fp8(x, 128)
+        return gemm.gemm_fp8_nt_groupwise(rows, weight, row_scale, scale, out_dtype=x.dtype)
+    return gemm.gemm_w8a16_nt_groupwise(x, weight, scale, out_dtype=x.dtype)
+
+
+_library = torch.library.Library("mate_plugin", "FRAGMENT")
+_library.define("block_linear(Tensor x, Tensor weight, Tensor scale, str activation) -> Tensor")
+_library.impl("block_linear", _linear, "CPU")
+torch.library.register_fake(
+    "mate_plugin::block_linear",
+    lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
+    lib=_library,
+)

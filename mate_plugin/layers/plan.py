@@ -1,0 +1,126 @@
+"""What a layer decides once, when it is built: numerics, layout of the rows, implementation."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from mate_plugin.kernels import select
+
+Activation = Literal["bf16", "fp8"]
+MODES = ("per_token", "psum_expert", "per_expert", "masked")
+ALIGNMENTS = (1, 128, 256)
+ACTIVATIONS = ("bf16", "fp8")
+# (N, K) of one weight scale that the grouped GEMMs take.
+BLOCKS = ((128, 128),)
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """How a MoE layer computes.
+
+    activation: "bf16" keeps the 16-bit activations, "fp8" rounds them per token and 128 columns
+        before each GEMM, as GPUs do.
+    gemm_mode: layout in which rows reach the grouped GEMM.
+    alignment_m: each expert's rows start at a multiple of this.
+    block: (N, K) of one weight scale.
+    limit: clamp of SwiGLU (gate at most ``limit``, up within ``+-limit``), or None.
+    impl: name of the kernel implementation; reason: why that one.
+    key: all of it as text, which a compiled graph can carry; :func:`from_key` reads it.
+    """
+
+    activation: Activation
+    gemm_mode: str
+    alignment_m: int
+    block: tuple[int, int]
+    limit: float | None
+    impl: str
+    reason: str
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        limit = "" if self.limit is None else repr(self.limit)
+        block = f"{self.block[0]}x{self.block[1]}"
+        numerics = (self.activation, self.gemm_mode, str(self.alignment_m), block, limit)
+        object.__setattr__(self, "key", "|".join((*numerics, self.impl, self.reason)))
+
+    def describe(self) -> str:
+        """One short phrase for people."""
+        layout = self.gemm_mode if self.alignment_m == 1 else f"{self.gemm_mode}/{self.alignment_m}"
+        return f"{phrase(self.activation)}, {layout}, {self.impl}: {self.reason}"
+
+
+@functools.cache
+def from_key(key: str) -> ExpertsPlan:
+    """The plan that ``key`` was made from."""
+    activation, mode, alignment, block, limit, impl, reason = key.split("|", 6)
+    n, k = block.split("x")
+    return ExpertsPlan(
+        activation=activation,  # type: ignore[arg-type]
+        gemm_mode=mode,
+        alignment_m=int(alignment),
+        block=(int(n), int(k)),
+        limit=float(limit) if limit else None,
+        impl=impl,
+        reason=reason,
+    )
+
+
+def plan_experts(
+    device: torch.device | str,
+    block: tuple[int, int] = (128, 128),
+    activation: str = "auto",
+    gemm_mode: str = "auto",
+    alignment_m: int | None = None,
+    limit: float | None = None,
+) -> ExpertsPlan:
+    """Choose how a MoE layer on ``device`` computes.
+
+    "auto" keeps 16-bit activations and packs the rows of each expert (``per_expert``, alignment 1)
+    on a CPU. ``alignment_m=None`` packs rows there too, in each mode.
+
+    Raises ValueError naming the argument, or NotImplementedError where the device has no kernels.
+    """
+    chosen = _one_of("activation", "bf16" if activation == "auto" else activation, ACTIVATIONS)
+    mode = _one_of("gemm_mode", "per_expert" if gemm_mode == "auto" else gemm_mode, MODES)
+    alignment = 1 if alignment_m is None else alignment_m
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment_m: expected one of 1, 128, 256, got {alignment_m}")
+    if mode in ("per_expert", "masked"):
+        # Both layouts carry counts and leave nothing to align.
+        alignment = 1
+    check_block(block)
+    if limit is not None and not limit > 0:
+        raise ValueError(f"limit: expected a positive number or None, got {limit}")
+    op = "masked_gemm" if mode == "masked" else "ragged_m_gemm"
+    choice = implementation(op, device)
+    return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice)  # type: ignore[arg-type]
+
+
+def phrase(activation: str) -> str:
+    """The operands of a GEMM in words."""
+    return "8-bit x 8-bit" if activation == "fp8" else "8-bit x 16-bit"
+
+
+def check_block(block: tuple[int, int]) -> None:
+    """Raise ValueError unless the kernels take weight scales of ``block`` (N, K)."""
+    if tuple(block) not in BLOCKS:
+        known = ", ".join(f"{n}x{k}" for n, k in BLOCKS)
+        raise ValueError(f"block: expected one of {known}, got {tuple(block)}")
+
+
+def implementation(op: str, device: torch.device | str) -> tuple[str, str]:
+    """Name of and reason for the implementation of ``op``; NotImplementedError where none is."""
+    choice = select.choose(op, device)
+    if choice.impl is None:
+        raise NotImplementedError(f"{op}: not available on {choice.device!r}: {choice.reason}")
+    return choice.impl, choice.reason
+
+
+def _one_of(name: str, value: str, names: tuple[str, ...]) -> str:
+    if value not in names:
+        raise ValueError(f"{name}: expected one of auto, {', '.join(names)}, got {value!r}")
+    return value

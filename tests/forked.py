@@ -1,0 +1,80 @@
+"""Runs snippets in forks of one process that has imported vLLM, which takes seconds each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVE = """
+import json, os, sys, traceback
+import vllm
+import vllm.model_executor.kernels.linear
+import vllm.model_executor.layers.quantization.fp8
+print("ready", flush=True)
+for request in sys.stdin:
+    case = json.loads(request)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(case["output"], os.O_WRONLY | os.O_CREAT), 1)
+        os.dup2(1, 2)
+        os.environ.update(case["env"])
+        code = 0
+        try:
+            exec(case["code"], {})
+        except SystemExit as stop:
+            code = stop.code
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        except BaseException:
+            traceback.print_exc()
+            code = 70
+        sys.stdout.flush()
+        os._exit(code or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a snippet left: exit status, and output of both streams."""
+
+    returncode: int
+    output: str
+
+
+class Forks:
+    """A process with vLLM imported; ``run`` executes a snippet in a fork of it."""
+
+    def __init__(self) -> None:
+        prefixes = ("MATE_PLUGIN_", "VLLM_")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            env={k: v for k, v in os.environ.items() if not k.startswith(prefixes)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for line in self.process.stdout:
+            if line.strip() == "ready":
+                return
+        raise AssertionError("vLLM could not be imported")
+
+    def run(self, code: str, **env: str) -> Done:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "output"
+            case = {"code": code, "env": env, "output": str(output)}
+            self.process.stdin.write(json.dumps(case) + "\n")
+            self.process.stdin.flush()
+            status = int(self.process.stdout.readline())
+            return Done(status, output.read_text())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=30)

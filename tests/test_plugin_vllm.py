@@ -1,0 +1,168 @@
+"""The vLLM entry point in processes of its own: what it installs, says, refuses and stops."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+
+import pytest
+from forked import Done, Forks
+
+LOAD = "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.stop()
+
+
+def lines(done: Done) -> list[str]:
+    """What the plugin said."""
+    return [line for line in done.output.splitlines() if "mate-plugin:" in line]
+
+
+def test_the_entry_point_is_the_plugin():
+    (entry,) = entry_points(group="vllm.general_plugins", name="mate")
+    assert entry.value == "mate_plugin.plugin:register_vllm"
+
+
+def test_the_plugin_module_imports_nothing_that_can_fail():
+    code = "import sys, mate_plugin.plugin; print({'torch', 'pydantic', 'vllm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+INSTALLED = """
+from mate_plugin.plugin import register_vllm
+register_vllm()
+from mate_plugin import report
+hooks = [(hook.name, hook.installed) for hook in report.hooks()]
+assert hooks == [("vllm.moe", True), ("vllm.linear", True)], report.explain()
+from vllm.model_executor.layers.quantization import get_quantization_config
+assert get_quantization_config("fp8").__name__ == "MateFp8Config"
+from vllm.model_executor.kernels import linear
+from vllm.platforms import current_platform
+names = [k.__name__ for k in linear._POSSIBLE_FP8_BLOCK_KERNELS[current_platform._enum]]
+assert names.count("MateFp8BlockScaledMMKernel") == 1
+assert names[-1] == "MateFp8BlockScaledMMKernel"
+"""
+
+
+@needs_vllm
+def test_installs_once_and_says_so_in_one_line(forks):
+    done = forks.run(LOAD + INSTALLED)
+    assert done.returncode == 0, done.output
+    (line,) = lines(done)
+    assert "vllm.moe installed (FP8 block MoE: 8-bit x 16-bit, per_expert" in line
+    assert "vllm.linear installed (" in line
+
+
+UNTOUCHED = (
+    LOAD
+    + """
+from vllm.model_executor.layers.quantization import get_quantization_config
+assert get_quantization_config("fp8").__name__ == "Fp8Config"
+from vllm.model_executor.kernels import linear
+kernels = [k.__name__ for table in linear._POSSIBLE_FP8_BLOCK_KERNELS.values() for k in table]
+assert not [name for name in kernels if name.startswith("Mate")], kernels
+"""
+)
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"VLLM_PLUGINS": ""}, 0),
+        ({"VLLM_PLUGINS": "another"}, 0),
+        ({"MATE_PLUGIN_ENABLED": "0"}, 1),
+        ({"MATE_PLUGIN_VLLM_MOE": "0", "MATE_PLUGIN_VLLM_LINEAR": "0"}, 1),
+    ],
+    ids=["no plugins", "other plugins", "disabled", "both seams off"],
+)
+def test_can_be_switched_off(forks, env, said):
+    done = forks.run(UNTOUCHED, **env)
+    assert done.returncode == 0, done.output
+    assert len(lines(done)) == said
+
+
+@needs_vllm
+@pytest.mark.parametrize("strict", ["0", "1"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("vllm.__version__ = '0.29.1'", "expected vLLM 0.30, 0.31, 0.32, found 0.29.1"),
+        ("vllm.__version__ = '0.34.0'", "expected vLLM 0.30, 0.31, 0.32, found 0.34.0"),
+        (
+            "from vllm.model_executor.layers.quantization.fp8 import Fp8MoEMethod\n"
+            "del Fp8MoEMethod._init_moe_kernel",
+            "this vLLM lacks Fp8MoEMethod._init_moe_kernel",
+        ),
+        (
+            "import vllm.model_executor.layers.fused_moe.modular_kernel as mk\n"
+            "def apply(self, output, hidden_states, new_argument): ...\n"
+            "mk.FusedMoEExpertsModular.apply = apply",
+            "the known arguments of FusedMoEExpertsModular.apply",
+        ),
+        (
+            "from vllm.model_executor.kernels import linear\n"
+            "del linear._POSSIBLE_FP8_BLOCK_KERNELS",
+            "this vLLM lacks the list of block-FP8 kernels",
+        ),
+    ],
+    ids=["too old", "too new", "method", "arguments", "kernel list"],
+)
+def test_a_missing_hook_is_named_and_stops_a_strict_engine(forks, damage, reason, strict):
+    done = forks.run(f"import vllm\n{damage}\n{LOAD}print('went on')", MATE_PLUGIN_STRICT=strict)
+    (line,) = lines(done)
+    assert reason in line
+    assert "not installed" in line
+    if strict == "1":
+        assert done.returncode == 1
+        assert "went on" not in done.output
+        assert "Traceback" not in done.output
+        assert line.endswith("strict is set")
+    else:
+        assert done.returncode == 0, done.output
+        assert "went on" in done.output
+
+
+@needs_vllm
+def test_a_version_on_trial_is_taken_when_all_seams_are_there(forks):
+    done = forks.run(f"import vllm\nvllm.__version__ = '0.33.0'\n{LOAD}", MATE_PLUGIN_STRICT="1")
+    assert done.returncode == 0, done.output
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"MATE_PLUGIN_GEMM_MODE": "ragged"}, "MATE_PLUGIN_GEMM_MODE"),
+        ({"MATE_PLUGIN_GEM_MODE": "auto"}, "did you mean 'MATE_PLUGIN_GEMM_MODE'"),
+        ({"MATE_PLUGIN_CONFIG": "/nonexistent.yaml"}, "MATE_PLUGIN_CONFIG"),
+    ],
+)
+def test_broken_settings_stop_the_process_with_one_line(forks, env, message):
+    done = forks.run(LOAD + "print('went on')", **env)
+    assert done.returncode == 1
+    assert "went on" not in done.output
+    assert "Traceback" not in done.output
+    (line,) = lines(done)
+    assert message in line
+
+
+@needs_vllm
+def test_a_forced_kernel_reaches_the_core(forks):
+    done = forks.run(
+        LOAD + "from mate_plugin.kernels import library; assert library.isa() == 'scalar'",
+        MATE_PLUGIN_KERNEL="scalar",
+    )
+    assert done.returncode == 0, done.output
