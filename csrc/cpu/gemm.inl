@@ -12,7 +12,7 @@ struct GemmUnit {
   const GroupedGemm& p;
   const Unit& u;
   const Group& g;
-  float *a, *b, *c;  // [rows, kLd or k], [kCols, kLd], [rows, kBlockN]
+  float *a, *b, *c;  // [rows, kLd or k], [panel, kLd], [rows, kBlockN]
 
   // Scales of B by column cannot be folded into A: they go into B, or to the end where they do
   // not depend on k.
@@ -33,21 +33,25 @@ struct GemmUnit {
       return scales_by_column() ? factor
                                 : factor * scale_at(p.b_scale, g.weight, u.col_first, k_block);
     };
+    if (g.rows == nullptr) {
+      pack_rows(dst, lda, p.a, p.a_scale, g, g.a_group, row(0), u.rows, k, count, fold);
+      return;
+    }
     for (int64_t m = 0; m < u.rows; ++m) {
       pack_row(dst + m * lda, p.a, p.a_scale, g, g.a_group, row(m), k, count, fold);
     }
   }
 
+  // Columns of B that are packed at a time.
+  int64_t panel() const { return stored_by_column(p.b) ? kBand : kCols; }
+
+  // Packs `cols` columns of B and fills up to whole tiles with zeros.
   void pack_b(int64_t col, int64_t cols, int64_t k, int64_t count) const {
     static constexpr Scales kNone{nullptr, 0, 0, 0, 1, INT64_MAX};
-    const Scales& scales = scales_in_b() ? p.b_scale : kNone;
-    for (int64_t n = 0; n < kCols; ++n) {
-      float* dst = b + n * kLd;
-      if (n < cols) {
-        pack_row(dst, p.b, scales, g, g.weight, col + n, k, count, [](int64_t) { return 1.0f; });
-      } else {
-        for (int64_t i = 0; i < padded(count); i += kLanes) store(dst + i, zero());
-      }
+    pack_rows(b, kLd, p.b, scales_in_b() ? p.b_scale : kNone, g, g.weight, col, cols, k, count,
+              [](int64_t) { return 1.0f; });
+    for (int64_t n = cols; n % kCols != 0; ++n) {
+      for (int64_t i = 0; i < padded(count); i += kLanes) store(b + n * kLd + i, zero());
     }
   }
 
@@ -55,14 +59,20 @@ struct GemmUnit {
     for (int64_t k = 0; k < g.k; k += kDepth) {
       const int64_t count = std::min(kDepth, g.k - k);
       pack_a(a, kLd, k, count);
-      for (int64_t n = 0; n < u.cols; n += kCols) {
-        pack_b(u.col_first + n, std::min<int64_t>(kCols, u.cols - n), k, count);
-        for (int64_t m = 0; m < u.rows; m += kRows) {
-          with_rows(u.rows - m, [&](auto rows) {
-            dot_tile<rows()>(a + m * kLd, kLd, b, kLd, padded(count), c + m * kBlockN + n, kBlockN);
-          });
-        }
+      for (int64_t first = 0; first < u.cols; first += panel()) {
+        const int64_t cols = std::min(panel(), u.cols - first);
+        pack_b(u.col_first + first, cols, k, count);
+        for (int64_t n = 0; n < cols; n += kCols) multiply(n, first + n, padded(count));
       }
+    }
+  }
+
+  // Adds all packed rows of A times kCols packed columns of B, from column `n` of the panel.
+  void multiply(int64_t n, int64_t col, int64_t depth) const {
+    for (int64_t m = 0; m < u.rows; m += kRows) {
+      with_rows(u.rows - m, [&](auto rows) {
+        dot_tile<rows()>(a + m * kLd, kLd, b + n * kLd, kLd, depth, c + m * kBlockN + col, kBlockN);
+      });
     }
   }
 
@@ -132,7 +142,7 @@ void grouped_gemm(const GroupedGemm& p) {
   parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
     const Unit unit = schedule.at(i);
     GemmUnit work{p, unit, *unit.group, nullptr, nullptr, nullptr};
-    const int64_t floats = a_floats(work), b_floats = kCols * kLd;
+    const int64_t floats = a_floats(work), b_floats = work.panel() * kLd;
     work.a =
         static_cast<float*>(scratch((floats + b_floats + unit.rows * kBlockN) * sizeof(float)));
     work.b = work.a + floats;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/fp8.h"
 #include "cpu/isa.h"
@@ -34,14 +35,7 @@ namespace {
 #define MATE_QUOTE(x) MATE_QUOTE_(x)
 extern const Kernels kKernels;
 const Kernels kKernels{
-    MATE_QUOTE(MATE_ISA),
-    grouped_gemm,
-    indexer_scores,
-    silu_and_mul,
-    quantise,
-    permute,
-    unpermute,
-    multiply_adds,
-    read_memory,
+    MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, silu_and_mul, quantise, permute, unpermute,
+    multiply_adds,        read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA

@@ -84,3 +84,81 @@ inline void pack_row(float* dst, const Operand& x, const Scales& s, const Group&
   }
   for (int64_t i = ceil_div(count, 16) * 16; i < padded(count); i += kLanes) store(dst + i, zero());
 }
+
+// Rows whose neighbours lie side by side (row_stride 1) are decoded kBand at a time.
+constexpr int64_t kBand = 16;
+
+inline bool stored_by_column(const Operand& x) { return x.row_stride == 1 && x.k_stride != 1; }
+
+// dst[r * ld + k] = scale[r] * element (r, k) for up to kBand rows; filled up to whole vectors.
+template <DType type>
+inline void put_band(float* dst, int64_t ld, const char* src, int64_t k_bytes, int64_t rows,
+                     int64_t count, const float (&scale)[kBand]) {
+  constexpr int kParts = kBand / kLanes;
+  for (int64_t k = 0; k < count; k += kLanes) {
+    Vec tile[kParts][kLanes];
+    alignas(64) char codes[kLanes][kBand * 4] = {};
+    bool nan = false;
+    for (int64_t j = 0; j < kLanes; ++j) {
+      if (k + j < count) std::memcpy(codes[j], src + (k + j) * k_bytes, rows * size_of(type));
+      Vec v[kParts];
+      decode16<type>(codes[j], v);
+      for (int part = 0; part < kParts; ++part) tile[part][j] = v[part];
+      if constexpr (type == DType::kE4M3) nan |= has_nan16(codes[j]);
+    }
+    for (int part = 0; part < kParts; ++part) {
+      transpose(tile[part]);
+      for (int64_t i = 0; i < kLanes && part * kLanes + i < rows; ++i) {
+        const int64_t r = part * kLanes + i;
+        store(dst + r * ld + k, mul(tile[part][i], set1(scale[r])));
+      }
+    }
+    if (!nan) continue;
+    for (int64_t j = 0; j < kLanes; ++j) {
+      for (int64_t r = 0; r < rows; ++r) {
+        if ((codes[j][r] & 0x7f) == 0x7f) dst[r * ld + k + j] = NAN;
+      }
+    }
+  }
+}
+
+// pack_row for up to kBand neighbouring rows of an operand that is stored by column.
+template <typename Fold>
+inline void pack_band(float* dst, int64_t ld, const Operand& x, const Scales& s, const Group& g,
+                      int64_t group, int64_t row, int64_t rows, int64_t k, int64_t count,
+                      const Fold& fold) {
+  for (int64_t done = 0; done < count;) {
+    int64_t block = (k + done) / s.k_block;
+    int64_t part = std::min(count - done, (block + 1) * s.k_block - k - done);
+    int64_t k_block = g.k_block_first + block;
+    float scale[kBand];
+    for (int64_t r = 0; r < rows; ++r)
+      scale[r] = scale_at(s, group, row + r, k_block) * fold(k_block);
+    const char* src = element(x, group, row, g.k_first + k + done);
+    with_type(x.type, [&](auto type) {
+      put_band<type()>(dst + done, ld, src, x.k_stride * size_of(x.type), rows, part, scale);
+    });
+    done += part;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = ceil_div(count, kLanes) * kLanes; i < padded(count); i += kLanes) {
+      store(dst + r * ld + i, zero());
+    }
+  }
+}
+
+// Packs neighbouring rows by whichever of the two suits the operand.
+template <typename Fold>
+inline void pack_rows(float* dst, int64_t ld, const Operand& x, const Scales& s, const Group& g,
+                      int64_t group, int64_t row, int64_t rows, int64_t k, int64_t count,
+                      const Fold& fold) {
+  const bool banded = stored_by_column(x);
+  for (int64_t r = 0; r < rows; r += banded ? kBand : 1) {
+    if (banded) {
+      pack_band(dst + r * ld, ld, x, s, g, group, row + r, std::min(kBand, rows - r), k, count,
+                fold);
+    } else {
+      pack_row(dst + r * ld, x, s, g, group, row + r, k, count, fold);
+    }
+  }
+}

@@ -48,6 +48,12 @@ inline void reduce4(const Vec (&v)[4], float (&sums)[4]) {
   for (int i = 0; i < 4; ++i) sums[i] = (v[i].x[0] + v[i].x[1]) + (v[i].x[2] + v[i].x[3]);
 }
 
+inline void transpose(Vec (&v)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) std::swap(v[i].x[j], v[j].x[i]);
+  }
+}
+
 template <DType type>
 inline float decode1(const void* p, int64_t i) {
   if constexpr (type == DType::kE4M3) {
