@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-# vLLM's log lines, and what they mean to somebody who waits. Later lines win.
+# vLLM's log lines in the order of a start, and what they mean to somebody who waits.
 STAGES = (
     (r"non-default args|vLLM API server version", "reading the configuration"),
     (r"Resolved architecture", "setting up the engine"),
@@ -23,8 +23,8 @@ STAGES = (
     (r"Starting to load model", "building the model"),
     (r"Loading safetensors|Filesystem type for checkpoints", "loading weights"),
     (r"Loading weights took", "preparing weights"),
-    (r"torch\.compile|Dynamo bytecode|Compiling a graph|Inductor", "compiling the model"),
-    (r"KV cache size|[Ww]arming up|Warmup", "warming up"),
+    (r"Warming up model for the compilation", "compiling the model"),
+    (r"KV cache size", "warming up"),
     (r"init engine", "opening the port"),
     (r"Application startup complete", "ready"),
 )
@@ -149,16 +149,12 @@ def free_port() -> int:
 
 
 def stage_of(log: Path) -> str:
-    """The last stage that the server's log tells of, or an empty string."""
+    """The furthest stage that the server's log tells of, or an empty string."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        text = log.read_text(errors="replace")
     except OSError:
         return ""
-    for line in reversed(lines):
-        for pattern, stage in reversed(STAGES):
-            if re.search(pattern, line):
-                return stage
-    return ""
+    return next((stage for pattern, stage in reversed(STAGES) if re.search(pattern, text)), "")
 
 
 def last_lines(log: Path, count: int = 25) -> list[str]:
