@@ -15,7 +15,7 @@ from mate_plugin.demo.server import free_port, last_lines, stage_of
 
 def shown(terminal: bool) -> str:
     out = io.StringIO()
-    display = Display(Console(file=out, force_terminal=terminal, width=80))
+    display = Display(Console(file=out, force_terminal=terminal, width=80, highlight=False))
     with display.stages("starting [engine]") as stages:
         stages("loading weights")
     display.kernels([KernelCount("ragged_m_gemm", "avx2", 12, 0.5)])

@@ -27,7 +27,11 @@ class Display:
     def stages(self, first: str) -> Iterator[Stages]:
         """Show ``first`` and then whatever the yielded object is told, with the time each took."""
         if self.console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+            )
             with Progress(*columns, console=self.console, transient=True) as progress:
                 yield Stages(self, first, progress)
         else:
