@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mate_plugin.kernels import gemm, library, moe
+from mate_plugin.kernels import checks, gemm, library, moe
 from mate_plugin.kernels.reference import pieces
 
 WIDE = (torch.bfloat16, torch.float16, torch.float32)
@@ -104,6 +104,10 @@ def test_there_and_back(
         weights = torch.rand(topk, num_tokens, generator=generator).to(weights_dtype).t()
     routing = moe.route(ids, num_local, expert_map, **layout)
 
+    rows = torch.full((routing.row_of.shape[0], cols + 1), 7.0, dtype=dtype)
+    assert (got := moe.permute(hidden, routing, topk, out=rows[:, :cols])).equal(rows[:, :cols])
+    assert (got[routing.row_of < 0] == 7).all()
+    assert (rows[:, cols:] == 7).all()
     rows = moe.permute(hidden, routing, topk)
     slots = routing.row_of[routing.row_of >= 0].long()
     assert rows[routing.row_of >= 0].equal(hidden[slots // topk])
@@ -249,6 +253,13 @@ ROUTING = moe.route(torch.tensor([[0, 1], [1, 0]]), 2)
         ),
         (
             TypeError,
+            "out: expected dtype torch.float32, that of hidden, got torch.bfloat16",
+            lambda: moe.permute(
+                torch.zeros(2, 4), ROUTING, 2, out=torch.zeros(4, 4, dtype=torch.bfloat16)
+            ),
+        ),
+        (
+            TypeError,
             "hidden: expected dtype .* got torch.float8_e4m3fn",
             lambda: moe.permute(
                 torch.zeros(2, 4).to(torch.float8_e4m3fn), ROUTING, 2, torch.zeros(2, 2)
@@ -274,6 +285,25 @@ ROUTING = moe.route(torch.tensor([[0, 1], [1, 0]]), 2)
 def test_refuses(error: type[Exception], message: str, call: Any) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_checks_contents_on_request() -> None:
+    ids = torch.tensor([[0, 1]])
+    far = torch.tensor([0, 7], dtype=torch.int32)
+    hidden, counts = torch.zeros(1, 4), torch.tensor([2], dtype=torch.int32)
+    before = checks.set_index_checks(True)
+    try:
+        with pytest.raises(ValueError, match=r"expert_map: .* \[-1, 2\), got 7 at row 1"):
+            moe.route(ids, 2, far)
+        for rows, got in (([1, 2], "2 at row 1"), ([1, 1], "1 again at row 1")):
+            routing = moe.Routing(torch.tensor(rows, dtype=torch.int32), counts, topk=2)
+            with pytest.raises(ValueError, match=f"row_of: expected -1 or .* got {got}"):
+                moe.permute(hidden, routing, 2)
+            with pytest.raises(ValueError, match=f"row_of: expected -1 or .* got {got}"):
+                moe.unpermute(torch.zeros(2, 4), routing, None, hidden)
+    finally:
+        checks.set_index_checks(before)
+    assert moe.route(ids, 2, far).counts.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("layout", [{}, {"alignment": 8}, {"capacity": 12}])

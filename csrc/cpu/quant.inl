@@ -1,5 +1,8 @@
 // SwiGLU and per-group FP8 quantisation of rows, together or apart.
 
+constexpr int kVecs = 16 / kLanes;
+using Step = Vec[kVecs];  // 16 columns
+
 // Work is handed out in runs of rows of at least this many bytes.
 constexpr int64_t kRunBytes = 32768;
 
@@ -11,117 +14,175 @@ void for_row_runs(int64_t rows, int64_t bytes_per_row, int threads, const Body& 
                [&](int64_t i) { body(i * run, std::min(rows, (i + 1) * run)); });
 }
 
-inline const char* row_of(const Matrix& x, int64_t row, int64_t col) {
-  return static_cast<const char*>(x.data) + (row * x.row_stride + col) * size_of(x.type);
+inline char* at(const Matrix& x, int64_t row, int64_t col) {
+  return static_cast<char*>(x.data) + (row * x.row_stride + col) * size_of(x.type);
 }
 
 inline int64_t whole_steps(int64_t count) { return ceil_div(count, 16) * 16; }
 
-// dst is filled up to a multiple of 16.
-inline void to_floats(float* dst, const Matrix& x, int64_t row, int64_t col, int64_t count) {
-  static constexpr Operand kContiguous{nullptr, DType::kF32, 0, 0, 1};
-  with_type(x.type, [&](auto type) {
-    put_row<type()>(dst, kContiguous, row_of(x, row, col), count, 1.0f);
-  });
+// The first `left` of 16 columns at src, zeros for the others.
+template <DType type>
+inline void load_step(Step& v, const char* src, int64_t left) {
+  alignas(64) char part[64];
+  if (left < 16) {
+    std::memset(part, 0, sizeof(part));
+    std::memcpy(part, src, left * size_of(type));
+    src = part;
+  }
+  decode16<type>(src, v);
+}
+
+template <DType type>
+inline void round_step(Step& v) {
+  if constexpr (type == DType::kBF16 || type == DType::kF16) {
+    uint16_t codes[16];
+    for (int i = 0; i < kVecs; ++i) {
+      if constexpr (type == DType::kBF16) {
+        store_bf16(codes + i * kLanes, v[i]);
+      } else {
+        store_f16(codes + i * kLanes, v[i]);
+      }
+    }
+    decode16<type>(codes, v);
+  }
 }
 
 // x * sigmoid(x); the exponent is never positive, so that nothing overflows.
 inline Vec silu(Vec x) {
-  Vec e = exponential(mul(set1(-1.0f), absolute(x)));
+  Vec e = exponential(where_negative(x, x, mul(x, set1(-1.0f))));
   return div(mul(x, where_negative(x, e, set1(1.0f))), add(set1(1.0f), e));
 }
 
-inline void round_floats(float* x, DType type, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (type == DType::kBF16) x[i] = decode_bf16(encode_bf16(x[i]));
-    if (type == DType::kF16) x[i] = decode_f16(encode_f16(x[i]));
+// Columns as floats in dst (whole steps of 16, zeros past the end); returns the largest magnitude,
+// NaN where there is one.
+template <DType type>
+inline float plain_floats(float* dst, const char* src, int64_t count) {
+  Vec most = zero();
+  for (int64_t c = 0; c < count; c += 16) {
+    Step v;
+    load_step<type>(v, src + c * size_of(type), count - c);
+    for (int i = 0; i < kVecs; ++i) {
+      most = larger(most, absolute(v[i]));
+      store(dst + c + i * kLanes, v[i]);
+    }
+  }
+  return largest(most);
+}
+
+template <DType type>
+inline float swiglu_floats(float* dst, const char* gates, const char* ups, int64_t count,
+                           const SwiGlu& in) {
+  const Vec cut = set1(in.limit), low_cut = set1(-in.limit);
+  Vec most = zero();
+  for (int64_t c = 0; c < count; c += 16) {
+    Step gate, up;
+    load_step<type>(gate, gates + c * size_of(type), count - c);
+    load_step<type>(up, ups + c * size_of(type), count - c);
+    for (int i = 0; i < kVecs; ++i) {
+      gate[i] = mul(silu(minimum(cut, gate[i])), minimum(cut, maximum(low_cut, up[i])));
+    }
+    if (in.rounded) round_step<type>(gate);
+    for (int i = 0; i < kVecs; ++i) {
+      most = larger(most, absolute(gate[i]));
+      store(dst + c + i * kLanes, gate[i]);
+    }
+  }
+  return largest(most);
+}
+
+// Calls f with the type of 16-bit or float32 input as a constant.
+template <typename F>
+inline auto with_wide_type(DType type, const F& f) {
+  switch (type) {
+    case DType::kBF16:
+      return f(std::integral_constant<DType, DType::kBF16>());
+    case DType::kF16:
+      return f(std::integral_constant<DType, DType::kF16>());
+    default:
+      return f(std::integral_constant<DType, DType::kF32>());
   }
 }
 
-// Columns [col, col + count) of the product; both buffers hold whole steps of 16.
-inline void swiglu_row(float* dst, float* up, const SwiGlu& in, int64_t cols, int64_t row,
-                       int64_t col, int64_t count) {
-  to_floats(dst, in.x, row, col, count);
-  to_floats(up, in.x, row, cols + col, count);
-  const Vec most = set1(in.limit), least = set1(-in.limit);
-  for (int64_t i = 0; i < whole_steps(count); i += kLanes) {
-    Vec gate = minimum(most, load(dst + i));
-    Vec factor = minimum(most, maximum(least, load(up + i)));
-    store(dst + i, mul(silu(gate), factor));
-  }
-  if (in.rounded) round_floats(dst, in.x.type, count);
+inline float swiglu_part(float* dst, const SwiGlu& in, int64_t cols, int64_t row, int64_t col,
+                         int64_t count) {
+  const char *gates = at(in.x, row, col), *ups = at(in.x, row, cols + col);
+  return with_wide_type(
+      in.x.type, [&](auto type) { return swiglu_floats<type()>(dst, gates, ups, count, in); });
 }
 
 void silu_and_mul(const SiluAndMul& p) {
   constexpr int64_t kPart = 1024;
   const int64_t parts = ceil_div(p.cols, kPart);
-  for_row_runs(p.rows * parts, 2 * kPart * size_of(p.in.x.type), p.num_threads,
-               [&](int64_t first, int64_t last) {
-                 alignas(64) float product[kPart], up[kPart];
-                 for (int64_t i = first; i < last; ++i) {
-                   const int64_t row = i / parts, col = i % parts * kPart;
-                   const int64_t count = std::min(kPart, p.cols - col);
-                   swiglu_row(product, up, p.in, p.cols, row, col, count);
-                   store_row(const_cast<char*>(row_of(p.out, row, col)), p.out.type, product,
-                             count);
-                 }
-               });
+  const int64_t bytes = 2 * std::min(kPart, p.cols) * size_of(p.in.x.type);
+  for_row_runs(p.rows * parts, bytes, p.num_threads, [&](int64_t first, int64_t last) {
+    alignas(64) float product[kPart];
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t row = i / parts, col = i % parts * kPart;
+      const int64_t count = std::min(kPart, p.cols - col);
+      swiglu_part(product, p.in, p.cols, row, col, count);
+      store_row(at(p.out, row, col), p.out.type, product, count);
+    }
+  });
 }
 
 inline float group_scale(float amax, DType type, bool power_of_two) {
-  if (!(amax >= 1e-10f) && amax == amax) amax = 1e-10f;
+  if (amax < 1e-10f) amax = 1e-10f;
   float scale = amax / (type == DType::kE4M3 ? 448.0f : 57344.0f);
-  if (!power_of_two) return scale;
   uint32_t bits = float_to_bits(scale);
-  if (bits >= 0x7f800000) return scale;
+  if (!power_of_two || bits >= 0x7f800000) return scale;
   return bits_to_float((bits + 0x007fffff) & 0xff800000);
 }
 
-// One group held as floats (whole steps of 16, zeros past its end) to codes; returns its scale.
+// Codes of x / scale; x holds whole steps of 16. No quotient exceeds the largest code by more than
+// rounding, unless the scale is not finite.
 template <DType type>
-inline float quantise_group(uint8_t* q, const float* x, int64_t count, bool power_of_two) {
-  Vec most[2] = {zero(), zero()};
-  const int64_t steps = whole_steps(count);
-  for (int64_t i = 0; i < steps; i += 2 * kLanes) {
-    most[0] = larger_magnitude(most[0], load(x + i));
-    most[1] = larger_magnitude(most[1], load(x + i + kLanes));
-  }
-  const float amax = largest_magnitude(larger_magnitude(most[0], most[1]));
-  const float scale = group_scale(amax, type, power_of_two);
+inline void store_codes(uint8_t* q, const float* x, int64_t count, float scale) {
   if (scale != scale) {
     std::memset(q, 0x7f, count);
-    return NAN;
+    return;
   }
   const Vec divisor = set1(scale);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store_fp8<type>(q + i, div(load(x + i), divisor));
-  if (i < count) {
-    uint8_t rest[kLanes];
-    store_fp8<type>(rest, div(load(x + i), divisor));
-    std::memcpy(q + i, rest, count - i);
+  for (int64_t c = 0; c < count; c += 16) {
+    Step v;
+    for (int i = 0; i < kVecs; ++i) v[i] = div(load(x + c + i * kLanes), divisor);
+    uint8_t part[16];
+    uint8_t* codes = c + 16 <= count ? q + c : part;
+    if (scale < INFINITY) {
+      store16_in_range<type>(codes, v);
+    } else {
+      for (int i = 0; i < kVecs; ++i) store_fp8<type>(codes + i * kLanes, v[i]);
+    }
+    if (codes == part) std::memcpy(q + c, part, count - c);
   }
-  return scale;
+}
+
+inline void quantise_group(const Quantise& p, float* x, int64_t row, int64_t group) {
+  const int64_t col = group * p.group, count = std::min(p.group, p.cols - col);
+  float amax;
+  if (p.gated) {
+    amax = swiglu_part(x, p.in, p.cols, row, col, count);
+  } else {
+    const char* src = at(p.in.x, row, col);
+    amax =
+        with_wide_type(p.in.x.type, [&](auto type) { return plain_floats<type()>(x, src, count); });
+  }
+  const float scale = group_scale(amax, p.q.type, p.power_of_two);
+  p.scale[row * p.scale_row_stride + group * p.scale_col_stride] = scale;
+  auto* q = reinterpret_cast<uint8_t*>(at(p.q, row, col));
+  if (p.q.type == DType::kE4M3) {
+    store_codes<DType::kE4M3>(q, x, count, scale);
+  } else {
+    store_codes<DType::kE5M2>(q, x, count, scale);
+  }
 }
 
 void quantise(const Quantise& p) {
   const int64_t width = std::min(p.group, p.cols), groups = ceil_div(p.cols, p.group);
   const int64_t bytes = p.cols * size_of(p.in.x.type) * (p.gated ? 2 : 1);
   for_row_runs(p.rows, bytes, p.num_threads, [&](int64_t first, int64_t last) {
-    float* x = static_cast<float*>(scratch(2 * whole_steps(width) * sizeof(float)));
-    float* up = x + whole_steps(width);
+    float* x = static_cast<float*>(scratch(whole_steps(width) * sizeof(float)));
     for (int64_t row = first; row < last; ++row) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t col = g * p.group, count = std::min(p.group, p.cols - col);
-        if (p.gated) {
-          swiglu_row(x, up, p.in, p.cols, row, col, count);
-        } else {
-          to_floats(x, p.in.x, row, col, count);
-        }
-        auto* q = reinterpret_cast<uint8_t*>(const_cast<char*>(row_of(p.q, row, col)));
-        p.scale[row * p.scale_row_stride + g * p.scale_col_stride] =
-            p.q.type == DType::kE4M3 ? quantise_group<DType::kE4M3>(q, x, count, p.power_of_two)
-                                     : quantise_group<DType::kE5M2>(q, x, count, p.power_of_two);
-      }
+      for (int64_t g = 0; g < groups; ++g) quantise_group(p, x, row, g);
     }
   });
 }

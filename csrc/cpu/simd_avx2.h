@@ -134,16 +134,14 @@ inline void transpose16(const char* rows, int64_t row_stride, char (&to)[16][16]
 inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec where_negative(Vec x, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, x); }
 
-// Magnitudes compared as integers: NaN is larger than any number.
-inline Vec larger_magnitude(Vec a, Vec b) {
-  return _mm256_castsi256_ps(
-      _mm256_max_epi32(_mm256_castps_si256(absolute(a)), _mm256_castps_si256(absolute(b))));
+// Numbers that are not negative, compared as integers: NaN is larger than any other.
+inline Vec larger(Vec a, Vec b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
-inline float largest_magnitude(Vec x) {
-  Vec swapped = _mm256_permute2f128_ps(x, x, 1);
-  x = larger_magnitude(x, swapped);
-  x = larger_magnitude(x, _mm256_permute_ps(x, 0x4e));
-  return _mm256_cvtss_f32(larger_magnitude(x, _mm256_permute_ps(x, 0xb1)));
+inline float largest(Vec x) {
+  x = larger(x, _mm256_permute2f128_ps(x, x, 1));
+  x = larger(x, _mm256_permute_ps(x, 0x4e));
+  return _mm256_cvtss_f32(larger(x, _mm256_permute_ps(x, 0xb1)));
 }
 
 // e^x within 1.1 units in the last place, for all x: x = n ln2 + r, and 2^n in two factors so that
@@ -196,4 +194,30 @@ inline void store_fp8(uint8_t* p, Vec x) {
   code = _mm256_or_si256(_mm256_and_si256(code, _mm256_set1_epi32(0x7f)), sign);
   __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+
+// The same for 16 finite numbers that round to finite codes, in half the time. Adding and taking
+// away a number whose last place is the code's rounds to even, subnormals included; the result is
+// exact in float16, whose bits hold the code.
+template <DType type>
+inline void store16_in_range(uint8_t* p, const Vec (&x)[2]) {
+  constexpr bool e4m3 = type == DType::kE4M3;
+  const Vec sign_bit = set1(-0.0f), exponent_bits = set1(INFINITY);
+  __m128i halves[2];
+  for (int i = 0; i < 2; ++i) {
+    Vec power = maximum(_mm256_and_ps(x[i], exponent_bits), set1(e4m3 ? 0x1p-6f : 0x1p-14f));
+    Vec shift = mul(power, set1(e4m3 ? 0x1.8p20f : 0x1.8p21f));
+    Vec rounded = _mm256_sub_ps(add(x[i], shift), shift);
+    rounded = _mm256_or_ps(rounded, _mm256_and_ps(x[i], sign_bit));
+    if (e4m3) rounded = mul(rounded, set1(0x1p-8f));
+    halves[i] = _mm256_cvtps_ph(rounded, _MM_FROUND_TO_NEAREST_INT);
+    if (e4m3) {
+      __m128i sign = _mm_and_si128(_mm_srli_epi16(halves[i], 8), _mm_set1_epi16(0x80));
+      __m128i magnitude = _mm_and_si128(_mm_srli_epi16(halves[i], 7), _mm_set1_epi16(0x7f));
+      halves[i] = _mm_or_si128(sign, magnitude);
+    } else {
+      halves[i] = _mm_srli_epi16(halves[i], 8);
+    }
+  }
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves[0], halves[1]));
 }

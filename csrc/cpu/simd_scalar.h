@@ -105,15 +105,12 @@ inline Vec where_negative(Vec x, Vec yes, Vec no) {
   return each([&](int i) { return float_to_bits(x.x[i]) >> 31 ? yes.x[i] : no.x[i]; });
 }
 
-// Magnitudes compared as integers: NaN is larger than any number.
-inline float larger_of(float a, float b) {
-  uint32_t x = float_to_bits(a) & 0x7fffffff, y = float_to_bits(b) & 0x7fffffff;
-  return bits_to_float(x > y ? x : y);
-}
-inline Vec larger_magnitude(Vec a, Vec b) {
+// Numbers that are not negative, compared as integers: NaN is larger than any other.
+inline float larger_of(float a, float b) { return float_to_bits(a) > float_to_bits(b) ? a : b; }
+inline Vec larger(Vec a, Vec b) {
   return each([&](int i) { return larger_of(a.x[i], b.x[i]); });
 }
-inline float largest_magnitude(Vec v) {
+inline float largest(Vec v) {
   return larger_of(larger_of(v.x[0], v.x[1]), larger_of(v.x[2], v.x[3]));
 }
 
@@ -126,4 +123,9 @@ inline void store_fp8(uint8_t* p, Vec v) {
   for (int i = 0; i < kLanes; ++i) {
     p[i] = type == DType::kE4M3 ? encode_e4m3(v.x[i]) : encode_e5m2(v.x[i]);
   }
+}
+
+template <DType type>
+inline void store16_in_range(uint8_t* p, const Vec (&x)[4]) {
+  for (int i = 0; i < 4; ++i) store_fp8<type>(p + i * kLanes, x[i]);
 }

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 
 from mate_plugin.kernels import library
-from mate_plugin.kernels.checks import contract, integer
+from mate_plugin.kernels.checks import (
+    check_expert_ids,
+    contract,
+    index_checks_enabled,
+    integer,
+)
 
 _route = library.define(
     "moe_route",
@@ -30,13 +35,17 @@ _CHECK_MAP = contract(
     "moe_route", "topk_ids: i32|i64 [T, topk] any", "expert_map: i32 [num_experts] any"
 )
 _CHECK_PERMUTE = contract(
-    "moe_permute", "hidden: bf16|fp16|f32|fp8 [T, H] rows", "routing.row_of: i32 [R] any"
+    "moe_permute",
+    "hidden: bf16|fp16|f32|fp8 [T, H] rows",
+    "routing.row_of: i32 [R] any",
+    "out: bf16|fp16|f32|fp8 [R, H] out optional",
 )
 _CHECK_PERMUTE_WEIGHTED = contract(
     "moe_permute",
     "hidden: bf16|fp16|f32 [T, H] rows",
     "routing.row_of: i32 [R] any",
     "topk_weights: f32|bf16|fp16 [T, J] any",
+    "out: bf16|fp16|f32 [R, H] out optional",
     where={"J": "topk"},
 )
 _CHECK_UNPERMUTE = contract(
@@ -100,7 +109,8 @@ def route(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a wrong shape or value, or an expert with more rows than ``capacity``.
+        ValueError: a wrong shape or value, or an expert with more rows than ``capacity``. With
+            ``MATE_PLUGIN_CHECK=1`` also a local index past E in ``expert_map``.
         NotImplementedError: there are no kernels for the device.
     """
     integer("num_local_experts", num_local_experts, 0, optional=False)
@@ -112,6 +122,8 @@ def route(
         _CHECK_ROUTE(topk_ids)
     else:
         _CHECK_MAP(topk_ids, expert_map)
+        if index_checks_enabled():
+            check_expert_ids("expert_map", expert_map, num_local_experts)
     num_slots = topk_ids.shape[0] * topk_ids.shape[1]
     if capacity is None:
         used = torch.sym_min(num_slots, num_local_experts)
@@ -144,6 +156,7 @@ def permute(
     routing: Routing,
     topk: int,
     topk_weights: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Copy each token's row to the rows of the experts it chose.
 
@@ -154,37 +167,43 @@ def permute(
         topk: slots per token.
         topk_weights: float32, bfloat16 or float16 (T, topk), any strides: each row is multiplied by
             its weight in float32 and rounded once. None copies. Not for FP8 rows.
+        out: (R, H) of the same dtype, H contiguous; None allocates it.
 
     Returns:
-        (R, H) of the same dtype. Rows that serve no pair are left unwritten.
+        ``out``. Rows that serve no pair are left unwritten.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a wrong shape or layout.
+        ValueError: a wrong shape or layout. With ``MATE_PLUGIN_CHECK=1`` also a ``row_of`` that
+            leaves the slots or names one twice.
         NotImplementedError: there are no kernels for the device.
     """
     integer("topk", topk, 1, optional=False)
     if routing.topk is not None and topk != routing.topk:
         raise ValueError(f"topk: expected {routing.topk}, as the routing has it, got {topk}")
     if topk_weights is None:
-        _CHECK_PERMUTE(hidden, routing.row_of)
+        _CHECK_PERMUTE(hidden, routing.row_of, out)
     else:
-        _CHECK_PERMUTE_WEIGHTED(hidden, routing.row_of, topk_weights, topk)
-    rows = torch.empty(
-        routing.row_of.shape[0], hidden.shape[1], dtype=hidden.dtype, device=hidden.device
-    )
+        _CHECK_PERMUTE_WEIGHTED(hidden, routing.row_of, topk_weights, out, topk)
+    if out is None:
+        shape = (routing.row_of.shape[0], hidden.shape[1])
+        out = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+    elif out.dtype != hidden.dtype:
+        raise TypeError(f"out: expected dtype {hidden.dtype}, that of hidden, got {out.dtype}")
+    if index_checks_enabled():
+        _check_row_of(routing.row_of, hidden.shape[0] * topk)
     _permute(
         hidden,
         routing.row_of,
         topk_weights,
-        rows,
+        out,
         topk,
         library.tag(hidden.dtype),
         _weights_tag(topk_weights),
         library.threads(None),
         library.stream(hidden),
     )
-    return rows
+    return out
 
 
 def unpermute(
@@ -226,6 +245,8 @@ def unpermute(
                 f" got {topk_weights.shape[1]}"
             )
         topk = topk_weights.shape[1]
+    if index_checks_enabled():
+        _check_row_of(routing.row_of, out.shape[0] * topk)
     _unpermute(
         y,
         routing.row_of,
@@ -239,6 +260,19 @@ def unpermute(
         library.stream(y),
     )
     return out
+
+
+def _check_row_of(row_of: torch.Tensor, num_slots: int) -> None:
+    seen = set()
+    for row, slot in enumerate(row_of.tolist()):
+        if slot < -1 or slot >= num_slots or slot in seen:
+            fault = " again" if slot in seen else ""
+            raise ValueError(
+                f"routing.row_of: expected -1 or one of {num_slots} slots, each at most once,"
+                f" got {slot}{fault} at row {row}"
+            )
+        if slot >= 0:
+            seen.add(slot)
 
 
 def _weights_tag(weights: torch.Tensor | None) -> int:
