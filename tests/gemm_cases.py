@@ -102,4 +102,4 @@ def assert_within(out: torch.Tensor, want: torch.Tensor, size: torch.Tensor, k: 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, so that NaNs compare too."""
-    return x.contiguous().view(torch.uint8)
+    return x.contiguous().reshape(-1).view(torch.uint8)

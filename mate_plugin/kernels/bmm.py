@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mate_plugin.kernels.checks import BACKENDS, choice, contract, describe, granularity
-from mate_plugin.kernels.dense import FLOATS, HALF, out_type, run
+from mate_plugin.kernels.dense import FLOATS, HALF, check_out_type, run
 
 _PER_TENSOR = (-1, -1, -1)
 
@@ -50,7 +50,7 @@ def bmm_fp16(
         NotImplementedError: there are no kernels for the device.
     """
     choice("backend", backend, BACKENDS)
-    out_type(out, out_dtype, FLOATS)
+    check_out_type(out, out_dtype, FLOATS)
     if not isinstance(a, torch.Tensor):
         raise TypeError(f"a: expected a torch.Tensor, got {describe(a)}")
     if a.dtype not in _BMM_FP16:
@@ -115,7 +115,7 @@ def bmm_fp8(
     kind = granularity(scale_granularity_mnk, table, _PER_TENSOR)
     if kind == "rows" and isinstance(b_scale, torch.Tensor) and b_scale.dim() == 3:
         kind = "rows and batches"
-    out_type(out, out_dtype, HALF if output_scale is None else (*HALF, torch.float8_e4m3fn))
+    check_out_type(out, out_dtype, HALF if output_scale is None else (*HALF, torch.float8_e4m3fn))
     _BMM_FP8[kind](a, a_scale, b, b_scale, out, output_scale)
     if out is None:
         shape = (a.shape[0], a.shape[1], b.shape[2])

@@ -93,16 +93,15 @@ class _Spec:
     def source(self) -> str:
         tensors = [f"x{i}" for i in range(len(self.args))]
         known: set[str] = set()
-        # One pass of a loop: a failed test breaks out to the explanation.
-        lines = [f"def check({', '.join(tensors + self.params)}):", "    while True:"]
+        body: list[str] = []
         for i, arg in enumerate(self.args):
             tests = list(self._tests(i, arg, known))
             if arg.optional:
                 tests = [f"if x{i} is not None:", *("    " + test for test in tests)]
-            lines += ["        " + test for test in tests]
-        lines += [
-            f"        if not on_cpu: require({self.op!r}, x0.device)",
-            "        if is_compiling(): return",
+            body += tests
+        body += [
+            f"if not on_cpu: require({self.op!r}, x0.device)",
+            "if is_dynamo_compiling() or type(x0) not in plain: return",
         ]
         for i, arg in enumerate(self.args):
             if arg.layout == "out":
@@ -111,9 +110,19 @@ class _Spec:
                 given = f"x{i} is not None and " if arg.optional else ""
                 tests = [f"overlaps(x{i}, ({', '.join(others)},))"]
                 tests += [f"overlaps(x{i}, ({', '.join(twins)},), True)"] if twins else []
-                lines += [f"        if {given}{test}: break" for test in tests]
+                body += [f"if {given}{test}: break" for test in tests]
+        # One pass of a loop: a failed test breaks out to the explanation. So does a tensor without
+        # strides or memory, by way of torch's RuntimeError.
         params = "".join(p + ", " for p in self.params)
-        lines += ["        return", f"    explain(({', '.join(tensors)},), ({params}))"]
+        lines = [
+            f"def check({', '.join(tensors + self.params)}):",
+            "    try:",
+            "        while True:",
+            *("            " + line for line in body),
+            "            return",
+            "    except RuntimeError: pass",
+            f"    explain(({', '.join(tensors)},), ({params}))",
+        ]
         return "\n".join(lines)
 
     def _tests(self, i: int, arg: Argument, known: set[str]) -> Iterator[str]:
@@ -166,12 +175,14 @@ def contract(op: str, *lines: str, where: Mapping[str, str] | None = None) -> Ca
     spec = _Spec(op, lines, where or {})
     names = {
         "Tensor": torch.Tensor,
-        "is_compiling": torch.compiler.is_compiling,
+        # Fake and functional tensors have no memory that could overlap.
+        "plain": (torch.Tensor, torch.nn.Parameter),
+        "is_dynamo_compiling": torch.compiler.is_dynamo_compiling,
         "ceil_div": ceil_div,
         "overlaps": overlaps,
         "overlaps_itself": overlaps_itself,
         "require": select.require,
-        "explain": functools.partial(explain, spec.args, spec.where, spec.params),
+        "explain": functools.partial(explain, op, spec.args, spec.where, spec.params),
         **{f"dtypes{i}": arg.dtypes for i, arg in enumerate(spec.args)},
     }
     body = "".join(f"    {line}\n" for line in spec.source().splitlines())

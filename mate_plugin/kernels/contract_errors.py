@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from mate_plugin.kernels import select
 from mate_plugin.kernels.memory import overlaps, overlaps_itself
 
 
@@ -29,6 +30,7 @@ class Argument:
 
 
 def explain(
+    op: str,
     args: Sequence[Argument],
     where: Mapping[str, str],
     names: Sequence[str],
@@ -46,6 +48,8 @@ def explain(
         if x.dtype not in arg.dtypes:
             types = " or ".join(str(dtype) for dtype in arg.dtypes)
             raise TypeError(f"{arg.name}: expected dtype {types}, got {x.dtype}")
+        if x.layout is not torch.strided:
+            raise TypeError(f"{arg.name}: expected a dense tensor, got {x.layout}")
         if x.device != device:
             first = args[0].name
             raise ValueError(
@@ -53,6 +57,7 @@ def explain(
             )
         _explain_shape(arg, x, sizes, where)
         _explain_layout(arg, x)
+    select.require(op, values[0].device)
     for arg, out in zip(args, values, strict=True):
         if arg.layout == "out" and out is not None:
             for other, x in zip(args, values, strict=True):
@@ -61,7 +66,7 @@ def explain(
                         f"{arg.name}: expected memory of its own, got a tensor that overlaps"
                         f" {other.name}"
                     )
-    raise RuntimeError(f"{args[0].name}: a contract failed without a reason")
+    raise RuntimeError(f"{op}: a contract failed without a reason")
 
 
 def _explain_shape(

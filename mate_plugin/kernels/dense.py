@@ -13,16 +13,15 @@ HALF = (torch.bfloat16, torch.float16)
 FLOATS = (*HALF, torch.float32)
 
 
-def out_type(out: Any, out_dtype: Any, allowed: tuple[torch.dtype, ...]) -> torch.dtype:
-    """``out_dtype`` if it is allowed and that of ``out`` where there is one."""
+def check_out_type(out: Any, out_dtype: Any, allowed: tuple[torch.dtype, ...]) -> None:
+    """``out_dtype`` is allowed, and that of ``out`` where there is one."""
     if not isinstance(out_dtype, torch.dtype):
         raise TypeError(f"out_dtype: expected a torch.dtype, got {describe(out_dtype)}")
     if out_dtype not in allowed:
         names = " or ".join(str(dtype) for dtype in allowed)
         raise ValueError(f"out_dtype: expected {names}, got {out_dtype}")
     if isinstance(out, torch.Tensor) and out.dtype != out_dtype:
-        raise TypeError(f"out: expected dtype {out_dtype} (that of out_dtype), got {out.dtype}")
-    return out_dtype
+        raise TypeError(f"out: expected dtype {out_dtype}, got {out.dtype}")
 
 
 def run(

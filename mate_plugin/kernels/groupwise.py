@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from mate_plugin.kernels.checks import BACKENDS, choice, contract, describe, granularity
-from mate_plugin.kernels.dense import FLOATS, HALF, out_type, run
+from mate_plugin.kernels.dense import FLOATS, HALF, check_out_type, run
 
 Triple = tuple[int, int, int]
 
@@ -99,8 +99,9 @@ def gemm_fp8_nt_groupwise(
     gran_n, gran_k, kind = granularity(scale_granularity_mnk, _GROUPWISE, (1, 128, 128))
     allowed = HALF if output_scale is None else (torch.float8_e4m3fn,)
     if out_dtype is None:
-        out_dtype = out.dtype if isinstance(out, torch.Tensor) else allowed[0]
-    out_type(out, out_dtype, allowed)
+        given = getattr(out, "dtype", None)
+        out_dtype = given if given in allowed else allowed[0]
+    check_out_type(out, out_dtype, allowed)
     check = _GROUPWISE_CHECKS[kind, mn_major]
     check(a, b, a_scale, b_scale, out, output_scale, gran_k, gran_n)
     if out is None:
@@ -183,7 +184,7 @@ def gemm_w8a16_nt_groupwise(
     """
     gran_n, gran_k, kind = granularity(scale_granularity_mnk, _GROUPWISE, (1, 128, 128))
     if out_dtype is not None:
-        out_type(out, out_dtype, FLOATS)
+        check_out_type(out, out_dtype, FLOATS)
     kind = "blocks" if kind == "blocks" else "tensor"
     _W8A16[kind](a, b, b_scale, out, gran_k, gran_n)
     if out is None:

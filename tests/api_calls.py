@@ -1,0 +1,213 @@
+"""One valid call of each GEMM, and how a spoilt one must fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from gemm_cases import BF16, E4M3, Maker, bits, ceil_div
+
+from mate_plugin.kernels import deep_gemm, gemm
+
+T, E, N, K = 8, 3, 130, 260  # rows, experts, outputs, inputs
+KB, NB = ceil_div(K, 128), ceil_div(N, 128)
+Arguments = dict[str, Any]
+
+
+def i32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def fp8_pair(make: Maker, shape: tuple[int, ...], *scale: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return make.normal(*shape, dtype=E4M3), make.scale(*scale)
+
+
+def ragged_m(kind: str) -> Arguments:
+    make = Maker(1)
+    a, b = fp8_pair(make, (T, K), T, KB), fp8_pair(make, (E, N, K), E, NB, KB)
+    wide = {"8bit": (a, b), "w8a16": (make.normal(T, K, dtype=BF16), b)}.get(kind)
+    plain = make.normal(T, K, dtype=BF16), make.normal(E, N, K, dtype=BF16)
+    input_a, input_b = wide or plain
+    return {
+        "input_a": input_a,
+        "input_b": input_b,
+        "ragged_tokens_info": i32(2, 0, 5) if kind == "16bit" else i32(0, 1, 2, -1, 0, 1, 2, -1),
+        "out": torch.full((T, N), 3.0, dtype=BF16),
+        "gemm_mode": "per_expert" if kind == "16bit" else "per_token",
+    }
+
+
+def masked(kind: str) -> Arguments:
+    make = Maker(2)
+    a, b = fp8_pair(make, (E, T, K), E, T, KB), fp8_pair(make, (E, N, K), E, NB, KB)
+    wide = {"8bit": (a, b), "w8a16": (make.normal(E, T, K, dtype=BF16), b)}.get(kind)
+    plain = make.normal(E, T, K, dtype=BF16), make.normal(E, N, K, dtype=BF16)
+    names = ("a", "b") if kind == "16bit" else ("input_a", "input_b")
+    return {
+        **dict(zip(names, wide or plain, strict=True)),
+        "masked_tokens_info": i32(3, 0, 8),
+        "out": torch.full((E, T, N), 3.0, dtype=BF16),
+        "enable_overlap": True,
+        "signal": torch.zeros(E, dtype=torch.int32),
+    }
+
+
+def ragged_k(kind: str) -> Arguments:
+    make = Maker(3)
+    a, b = fp8_pair(make, (T, N), E, N), fp8_pair(make, (T, K), E, K)
+    plain = make.normal(T, N, dtype=BF16), make.normal(T, K, dtype=BF16)
+    input_a, input_b = (a, b) if kind == "8bit" else plain
+    return {
+        "input_a": input_a,
+        "input_b": input_b,
+        "ragged_tokens_info": i32(3, 0, 5),
+        "out": torch.full((E, N, K), 3.0),
+    }
+
+
+def bmm_fp16() -> Arguments:
+    make = Maker(4)
+    return {
+        "a": make.normal(2, T, K, dtype=BF16),
+        "b": make.normal(2, K, N, dtype=BF16),
+        "out_dtype": BF16,
+        "out": torch.full((2, T, N), 3.0, dtype=BF16),
+        "c": make.normal(2, T, N, dtype=BF16),
+    }
+
+
+def bmm_fp8() -> Arguments:
+    make = Maker(5)
+    return {
+        "a": make.normal(2, T, K, dtype=E4M3),
+        "b": make.normal(2, N, K, dtype=E4M3).transpose(1, 2),
+        "a_scale": make.scale(2, T, 1),
+        "b_scale": make.scale(1),
+        "out_dtype": BF16,
+        "out": torch.full((2, T, N), 3.0, dtype=BF16),
+        "scale_granularity_mnk": (1, -1, -1),
+        "output_scale": torch.ones(1),
+    }
+
+
+def groupwise() -> Arguments:
+    make = Maker(6)
+    return {
+        "a": make.normal(T, K, dtype=E4M3),
+        "b": make.normal(N, K, dtype=E4M3),
+        "a_scale": make.scale(T, KB),
+        "b_scale": make.scale(NB, KB),
+        "out": torch.full((T, N), 3.0).to(E4M3),
+        "output_scale": torch.full((T, NB), 3.0),
+    }
+
+
+def groupwise_w8a16() -> Arguments:
+    arguments = {k: v for k, v in groupwise().items() if k in ("b", "b_scale")}
+    out = torch.full((T, N), 3.0, dtype=BF16)
+    return {"a": Maker(7).normal(T, K, dtype=BF16), **arguments, "out": out}
+
+
+def deep_dense() -> Arguments:
+    make = Maker(8)
+    return {
+        "a": fp8_pair(make, (T, K), T, KB),
+        "b": fp8_pair(make, (N, K), NB, KB),
+        "d": torch.full((T, N), 3.0),
+        "c": make.normal(T, N),
+    }
+
+
+def deep_contiguous() -> Arguments:
+    make = Maker(9)
+    return {
+        "a": fp8_pair(make, (T, K), T, KB),
+        "b": fp8_pair(make, (E, N, K), E, NB, KB),
+        "d": torch.full((T, N), 3.0, dtype=BF16),
+        "grouped_layout": i32(0, 1, 2, -1, 0, 1, 2, -1),
+    }
+
+
+def deep_masked() -> Arguments:
+    make = Maker(10)
+    return {
+        "a": fp8_pair(make, (E, T, K), E, T, KB),
+        "b": fp8_pair(make, (E, N, K), E, NB, KB),
+        "d": torch.full((E, T, N), 3.0, dtype=BF16),
+        "masked_m": i32(3, 0, 8),
+        "expected_m": 4,
+    }
+
+
+def deep_k_grouped() -> Arguments:
+    make = Maker(11)
+    return {
+        "a": fp8_pair(make, (T, N), 2, N),
+        "b": fp8_pair(make, (T, K), 2, K),
+        "d": torch.full((E, N, K), 3.0),
+        "ks_cpu": [3, 0, 5],
+        "grouped_layout": i32(3, 0, 5),
+        "c": make.normal(E, N, K),
+    }
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
+    "ragged_m_moe_gemm_8bit": (gemm.ragged_m_moe_gemm_8bit, lambda: ragged_m("8bit")),
+    "ragged_m_moe_gemm_w8a16": (gemm.ragged_m_moe_gemm_w8a16, lambda: ragged_m("w8a16")),
+    "ragged_m_moe_gemm_16bit": (gemm.ragged_m_moe_gemm_16bit, lambda: ragged_m("16bit")),
+    "masked_moe_gemm_8bit": (gemm.masked_moe_gemm_8bit, lambda: masked("8bit")),
+    "masked_moe_gemm_w8a16": (gemm.masked_moe_gemm_w8a16, lambda: masked("w8a16")),
+    "masked_moe_gemm_16bit": (gemm.masked_moe_gemm_16bit, lambda: masked("16bit")),
+    "ragged_k_moe_gemm_8bit": (gemm.ragged_k_moe_gemm_8bit, lambda: ragged_k("8bit")),
+    "ragged_k_moe_gemm_16bit": (gemm.ragged_k_moe_gemm_16bit, lambda: ragged_k("16bit")),
+    "bmm_fp16": (gemm.bmm_fp16, bmm_fp16),
+    "bmm_fp8": (gemm.bmm_fp8, bmm_fp8),
+    "gemm_fp8_nt_groupwise": (gemm.gemm_fp8_nt_groupwise, groupwise),
+    "gemm_w8a16_nt_groupwise": (gemm.gemm_w8a16_nt_groupwise, groupwise_w8a16),
+    "fp8_gemm_nt": (deep_gemm.fp8_gemm_nt, deep_dense),
+    "m_grouped_contiguous": (deep_gemm.m_grouped_fp8_gemm_nt_contiguous, deep_contiguous),
+    "m_grouped_masked": (deep_gemm.m_grouped_fp8_gemm_nt_masked, deep_masked),
+    "k_grouped": (deep_gemm.k_grouped_fp8_gemm_tn_contiguous, deep_k_grouped),
+}
+
+RAGGED_M = [name for name in CALLS if name.startswith("ragged_m")]
+MASKED = [name for name in CALLS if name.startswith("masked")]
+RAGGED_K = [name for name in CALLS if name.startswith("ragged_k")]
+
+
+def tensors(arguments: Arguments) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor argument under the name that errors give it."""
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            parts = ((f"{name}[{i}]", part) for i, part in enumerate(value))
+            yield from ((key, part) for key, part in parts if isinstance(part, torch.Tensor))
+
+
+def replaced(arguments: Arguments, name: str, value: Any) -> Arguments:
+    base, _, index = name.partition("[")
+    if index:
+        parts = list(arguments[base])
+        parts[int(index[:-1])] = value
+        value = tuple(parts)
+    return {**arguments, base: value}
+
+
+def expect(
+    call: str, arguments: Arguments, kinds: Any, named: str | None, pattern: str = ""
+) -> None:
+    """The call raises, names the argument, says what it expected and got, and writes nothing."""
+    held = [x for _, x in tensors(arguments) if not x.is_meta and x.layout is torch.strided]
+    before = [bits(x) for x in held]
+    with pytest.raises(kinds) as caught:
+        CALLS[call][0](**arguments)
+    message = str(caught.value)
+    if named is not None:
+        assert message.startswith(f"{named}: "), message
+    assert re.search(r"^[\w\[\], ]+: (expected .*(, got )?|not available)", message), message
+    assert re.search(pattern, message), message
+    assert all(torch.equal(bits(x), y) for x, y in zip(held, before, strict=True))
