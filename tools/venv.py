@@ -122,11 +122,19 @@ def build_core() -> int:
 
 def pip(*arguments: str) -> int:
     """``pip install`` that shows what it fetches, but not what is there already."""
+    # Next to what is there already, pip complains of vLLM's requirements that are left out on purpose.
+    noise = re.compile(
+        r"Requirement already satisfied|Ignoring |ERROR: pip's dependency resolver|vllm\S* \S+ requires "
+        rf"({'|'.join(NOT_FROM_VLLM)})\b"
+    )
     with subprocess.Popen(
-        [*PIP, "install", "--progress-bar", "off", *arguments], stdout=subprocess.PIPE, text=True
+        [*PIP, "install", "--progress-bar", "off", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         for line in process.stdout:
-            if not line.startswith("Requirement already satisfied"):
+            if not noise.match(line):
                 print("  " + line.rstrip()[:160], flush=True)
     return process.returncode
 
