@@ -88,9 +88,11 @@ void ragged_k_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
   MATE_COUNT_CALL("ragged_k_gemm");
   std::vector<Group> groups;
   int64_t k_first = 0, k_block_first = 0;
+  int64_t scale_blocks = sa.has_value() ? (*sa).size(0) : ceil_div(a.size(0), 128) + out.size(0);
   for (int64_t e = 0; e < out.size(0); ++e) {
     int64_t wanted = data<const int32_t>(counts)[e * counts.stride(0)];
     int64_t k = std::min(std::max<int64_t>(wanted, 0), a.size(0) - k_first);
+    k = std::min(k, (scale_blocks - k_block_first) * 128);
     if (k > 0) groups.push_back({0, 0, out.size(1), nullptr, e, k_first, k, k_block_first});
     k_first += k;
     k_block_first += ceil_div(k, 128);

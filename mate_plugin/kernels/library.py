@@ -47,14 +47,19 @@ def tag(dtype: torch.dtype) -> int:
 
 
 def threads(num_mp: int | None) -> int:
-    """Threads for one call: torch's own number, or ``num_mp`` where that is smaller."""
-    available = _torch_threads()
+    """Threads for one call: torch's own number, or ``num_mp`` where that is smaller.
+
+    While a graph is traced it is only noted what was asked for: the call settles it.
+    """
+    if torch.compiler.is_compiling():
+        return num_mp or 0
+    available = torch.get_num_threads()
     return available if num_mp is None else min(num_mp, available)
 
 
 @torch.compiler.assume_constant_result
-def _torch_threads() -> int:
-    # A compiled graph keeps the number of threads it was traced with.
+def torch_threads() -> int:
+    """Torch's number of threads; a compiled graph keeps the number it was traced with."""
     return torch.get_num_threads()
 
 
@@ -161,7 +166,8 @@ def define(name: str, signature: str) -> Callable[..., None]:
     Args:
         name: the entry's name in the core.
         signature: its torch schema without the name, for instance
-            ``"(Tensor a, Tensor(a!) out, int num_threads) -> ()"``.
+            ``"(Tensor a, Tensor(a!) out, int num_threads, int stream) -> ()"``. The last two
+            integers are always these.
 
     Returns:
         A function of the same positional arguments. The core is loaded at the first call.
@@ -176,8 +182,12 @@ def define(name: str, signature: str) -> Callable[..., None]:
             arguments = tuple(_as_bytes(a) for a in arguments)
         entry()(*arguments)
 
+    def from_graph(*arguments: Any) -> None:
+        *operands, wanted, queue = arguments
+        direct(*operands, threads(wanted or None), queue)
+
     _torch_library.define(name + signature)
-    _torch_library.impl(name, direct, "CPU")
+    _torch_library.impl(name, from_graph, "CPU")
     torch.library.register_fake(f"mate_plugin::{name}", lambda *_: None, lib=_torch_library)
     op = getattr(torch.ops.mate_plugin, name).default
 

@@ -67,7 +67,7 @@ def get_paged_mqa_logits_metadata(
     check_metadata(context_lens)
     check_block("block_kv", block_kv)
     integer("num_mps", num_mps, 0, optional=False)
-    count = num_mps if num_mps > 0 else library.threads(None)
+    count = num_mps if num_mps > 0 else library.torch_threads()
     out = torch.empty((count + 1, 2), dtype=torch.int32, device=context_lens.device)
     _metadata(context_lens, out, block_kv, 1, library.stream(context_lens))
     return out
