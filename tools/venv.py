@@ -122,10 +122,10 @@ def build_core() -> int:
 
 def pip(*arguments: str) -> int:
     """``pip install`` that shows what it fetches, but not what is there already."""
-    # Next to what is there already, pip complains of vLLM's requirements that are left out on purpose.
+    # pip also complains of the requirements of vLLM that are left out on purpose.
     noise = re.compile(
-        r"Requirement already satisfied|Ignoring |ERROR: pip's dependency resolver|vllm\S* \S+ requires "
-        rf"({'|'.join(NOT_FROM_VLLM)})\b"
+        "Requirement already satisfied|Ignoring |ERROR: pip's dependency resolver|"
+        rf"vllm\S* \S+ requires ({'|'.join(NOT_FROM_VLLM)})\b"
     )
     with subprocess.Popen(
         [*PIP, "install", "--progress-bar", "off", *arguments],
