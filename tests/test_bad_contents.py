@@ -20,6 +20,7 @@ from api_calls import (
 )
 from gemm_cases import Maker
 
+from mate_plugin.kernels import gemm
 from mate_plugin.kernels.checks import set_index_checks
 
 WILD = [-(2**31), -2, E, 2**31 - 1]
@@ -110,3 +111,7 @@ def test_missing_scale_rows_where_asked() -> None:
     expect(
         "ragged_k_moe_gemm_8bit", many_short_experts(), ValueError, "ragged_tokens_info", pattern
     )
+
+
+def test_missing_scale_rows_do_not_crash() -> None:
+    gemm.ragged_k_moe_gemm_8bit(**many_short_experts())

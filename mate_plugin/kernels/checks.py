@@ -39,8 +39,12 @@ GEMM_MODES: dict[str | None, int] = {None: 0, "per_token": 0, "psum_expert": 1, 
 # Libraries of the musa device. Accepted everywhere, so that callers need no change.
 BACKENDS: dict[str | None, str] = {name: name for name in ("auto", "mudnn", "mubin")}
 
-_OFF = ("", "0", "false", "no", "off")
-_index_checks = os.environ.get("MATE_PLUGIN_CHECK", "").strip().lower() not in _OFF
+
+def _means_on(text: str) -> bool:
+    return text.strip().lower() not in ("", "0", "false", "no", "off")
+
+
+_index_checks = _means_on(os.environ.get("MATE_PLUGIN_CHECK", ""))
 
 
 def index_checks_enabled() -> bool:
@@ -90,7 +94,7 @@ def integer(name: str, value: Any, least: int, optional: bool = True) -> None:
         wanted = "an integer or None" if optional else "an integer"
         raise TypeError(f"{name}: expected {wanted}, got {describe(value)}")
     if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+        raise ValueError(f"{name}: expected at least {least}, got {int(value)}")
 
 
 def pair(name: str, value: Any) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 
 from mate_plugin.kernels import select
-from mate_plugin.kernels.contract_errors import Argument, ceil_div, explain
+from mate_plugin.kernels.contract_errors import Argument, Rule, ceil_div, explain
 from mate_plugin.kernels.memory import overlaps, overlaps_itself
 
 DTYPES: dict[str, tuple[torch.dtype, ...]] = {
@@ -125,6 +125,16 @@ class _Spec:
         ]
         return "\n".join(lines)
 
+    def rules(self) -> Iterator[str]:
+        """Each name of ``where`` as a function of a mapping, for the explanation."""
+
+        def lookup(match: re.Match[str]) -> str:
+            word = match[0]
+            return word if keyword.iskeyword(word) or word == "ceil_div" else f"sizes[{word!r}]"
+
+        for dim, text in self.where.items():
+            yield f"rules[{dim!r}] = lambda sizes: {re.sub(r'[A-Za-z_]+', lookup, text)}"
+
     def _tests(self, i: int, arg: Argument, known: set[str]) -> Iterator[str]:
         x = f"x{i}"
         yield f"if not isinstance({x}, Tensor) or {x}.dtype not in dtypes{i}: break"
@@ -173,6 +183,7 @@ def contract(op: str, *lines: str, where: Mapping[str, str] | None = None) -> Ca
     :func:`mate_plugin.kernels.select.require`.
     """
     spec = _Spec(op, lines, where or {})
+    rules: dict[str, Rule] = {}
     names = {
         "Tensor": torch.Tensor,
         # Fake and functional tensors have no memory that could overlap.
@@ -182,10 +193,11 @@ def contract(op: str, *lines: str, where: Mapping[str, str] | None = None) -> Ca
         "overlaps": overlaps,
         "overlaps_itself": overlaps_itself,
         "require": select.require,
-        "explain": functools.partial(explain, op, spec.args, spec.where, spec.params),
+        "explain": functools.partial(explain, op, spec.args, spec.where, rules, spec.params),
+        "rules": rules,
         **{f"dtypes{i}": arg.dtypes for i, arg in enumerate(spec.args)},
     }
-    body = "".join(f"    {line}\n" for line in spec.source().splitlines())
+    body = "".join(f"    {line}\n" for line in [*spec.rules(), *spec.source().splitlines()])
     text = f"def build({', '.join(names)}):\n{body}    return check\n"
     filename = f"<contract {op} {' '.join(lines)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)

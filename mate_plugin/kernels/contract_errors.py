@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,6 +10,9 @@ import torch
 
 from mate_plugin.kernels import select
 from mate_plugin.kernels.memory import overlaps, overlaps_itself
+
+# A size that follows from the sizes known so far.
+Rule = Callable[[dict[str, Any]], int]
 
 
 def ceil_div(size: int, block: int) -> int:
@@ -33,6 +36,7 @@ def explain(
     op: str,
     args: Sequence[Argument],
     where: Mapping[str, str],
+    rules: Mapping[str, Rule],
     names: Sequence[str],
     values: tuple[Any, ...],
     params: tuple[Any, ...],
@@ -55,7 +59,7 @@ def explain(
             raise ValueError(
                 f"{arg.name}: expected device {device} (that of {first}), got {x.device}"
             )
-        _explain_shape(arg, x, sizes, where)
+        _explain_shape(arg, x, sizes, where, rules)
         _explain_layout(arg, x)
     select.require(op, values[0].device)
     for arg, out in zip(args, values, strict=True):
@@ -70,7 +74,11 @@ def explain(
 
 
 def _explain_shape(
-    arg: Argument, x: torch.Tensor, sizes: dict[str, Any], where: Mapping[str, str]
+    arg: Argument,
+    x: torch.Tensor,
+    sizes: dict[str, Any],
+    where: Mapping[str, str],
+    rules: Mapping[str, Rule],
 ) -> None:
     shape = tuple(x.shape)
     if arg.dims is None:
@@ -78,16 +86,19 @@ def _explain_shape(
             raise ValueError(f"{arg.name}: expected one element, got shape {shape}")
         return
     for dim in arg.dims:
-        if dim in where and dim not in sizes:
-            sizes[dim] = eval(where[dim], {"ceil_div": ceil_div}, sizes)
+        if dim in rules and dim not in sizes:
+            sizes[dim] = rules[dim](sizes)
     wanted = [int(dim) if dim.isdigit() else sizes.get(dim) for dim in arg.dims]
     if len(shape) != len(wanted) or any(
         w not in (None, s) for w, s in zip(wanted, shape, strict=True)
     ):
         names = ", ".join(arg.dims)
-        filled = ", ".join("?" if w is None else str(w) for w in wanted)
-        rules = "".join(f", {d} = {where[d]}" for d in arg.dims if d in where)
-        raise ValueError(f"{arg.name}: expected shape ({names}) = ({filled}){rules}, got {shape}")
+        # While torch.compile traces, only a tuple can format symbolic sizes.
+        filled = f"{tuple(wanted)}"
+        if any(w is None for w in wanted):
+            filled = f"({', '.join('?' if w is None else str(w) for w in wanted)})"
+        because = "".join(f", {d} = {where[d]}" for d in arg.dims if d in where)
+        raise ValueError(f"{arg.name}: expected shape ({names}) = {filled}{because}, got {shape}")
     sizes.update(zip(arg.dims, shape, strict=True))
 
 
