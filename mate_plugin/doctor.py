@@ -51,9 +51,9 @@ def examine() -> Iterator[Finding]:
         except Exception as error:
             # The doctor reports on broken installations; one broken part must not hide the others.
             topic = look.__name__.strip("_").replace("_", "-")
-            yield Finding(
-                topic, "wrong", _one_line(error), "read the error; reinstall what it names"
-            )
+            missing = isinstance(error, ModuleNotFoundError) and error.name
+            fix = f"install {missing}" if missing else "reinstall what the error names"
+            yield Finding(topic, "wrong", _one_line(error), fix)
 
 
 def show(findings: Iterator[Finding]) -> int:

@@ -29,7 +29,8 @@ STAGES = (
     (r"Application startup complete", "ready"),
 )
 POLL_S = 0.2
-STOP_S = 15.0
+# Engines that are asked to end while they load models may not listen; then they are killed.
+STOP_S = 6.0
 
 
 class ServerError(RuntimeError):
@@ -125,7 +126,7 @@ class Server:
             except ValueError:
                 break  # signals belong to the main thread
         try:
-            for number, patience in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+            for number, patience in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 2 * STOP_S)):
                 if _signal_group(process.pid, number) and _group_ends(process, patience):
                     break
             process.wait()
