@@ -71,9 +71,9 @@ def dense_cases(m: int, n: int, k: int) -> list[Case]:
              lambda: gemm.gemm_fp8_nt_groupwise(rows, weight, row_scale, scale, out=out)),
         Case("torch._scaled_mm fp8", flops, n * k,
              lambda: torch._scaled_mm(rows, weight.t(), one, one, out_dtype=torch.bfloat16)),
-        Case("dequantise + matmul f32", flops, n * k, lambda: x32 @ dequantise(weight, scale).t()),
-        Case("matmul f32, dequantised before", flops, 4.0 * n * k, lambda: x32 @ full),
-        Case("matmul bf16, dequantised before", flops, 2.0 * n * k, lambda: x @ full16),
+        Case("dequantise + f32 matmul", flops, n * k, lambda: x32 @ dequantise(weight, scale).t()),
+        Case("f32 matmul, float weights", flops, 4.0 * n * k, lambda: x32 @ full),
+        Case("bf16 matmul, bf16 weights", flops, 2.0 * n * k, lambda: x @ full16),
     ]  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def grouped_cases(m: int, busy: int, experts: int, n: int, k: int) -> list[Case]
     flops, read = 2.0 * busy * m * n * k, float(busy * n * k)
     return [
         Case("ours, fp8 x bf16 grouped", flops, read, ours),
-        Case("dequantise + matmul f32, by expert", flops, read, peer),
+        Case("dequantise + f32 matmul, by expert", flops, read, peer),
     ]
 
 
@@ -125,7 +125,7 @@ def main(
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 130))
     peak, bandwidth = ceilings.fma_peak(), ceilings.read_bandwidth()
     console.print(
         f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
