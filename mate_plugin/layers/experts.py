@@ -200,7 +200,7 @@ def _experts(
     entering = moe.permute(hidden, routing, topk_ids.shape[1], before)
     grouped = _Grouped(plan, info, w13.shape[0])
     inner = _gate_up(plan, grouped, entering, w13, w13_scale)
-    leaving = grouped(_silu(plan, inner), w2, w2_scale, hidden.dtype)
+    leaving = grouped(_silu(plan, inner, hidden.dtype), w2, w2_scale, inner.dtype)
     moe.unpermute(leaving, routing, after, out)
 
 
@@ -221,7 +221,7 @@ def _batched(
         return
     masked = _Grouped(plan, counts, experts, masked=True)
     inner = _gate_up(plan, masked, hidden.reshape(-1, size), w13, w13_scale)
-    masked(_silu(plan, inner), w2, w2_scale, hidden.dtype, out=out)
+    masked(_silu(plan, inner, hidden.dtype), w2, w2_scale, hidden.dtype, out=out)
 
 
 class _Grouped:
@@ -298,10 +298,12 @@ def _gate_up(
     rows: _Rows = entering
     if plan.activation == "fp8":
         rows = quant.per_token_group_quant_fp8(entering, plan.block[1])
+    # GPUs round what leaves a GEMM; where activations are kept, sums stay in float32 to the end.
+    dtype = entering.dtype if plan.activation == "fp8" else torch.float32
     if width % plan.block[0] == 0:
-        return grouped(rows, w13, w13_scale, entering.dtype)
+        return grouped(rows, w13, w13_scale, dtype)
     # Gate and up each end in a partial block, so that their scales form two grids.
-    inner = torch.empty(entering.shape[0], 2 * width, dtype=entering.dtype, device=entering.device)
+    inner = torch.empty(entering.shape[0], 2 * width, dtype=dtype, device=entering.device)
     blocks = w13_scale.shape[1] // 2
     for half in (GATE, UP):
         columns = slice(half * width, (half + 1) * width)
@@ -310,13 +312,13 @@ def _gate_up(
     return inner
 
 
-def _silu(plan: ExpertsPlan, inner: torch.Tensor) -> _Rows:
+def _silu(plan: ExpertsPlan, inner: torch.Tensor, dtype: torch.dtype) -> _Rows:
     if plan.activation == "fp8":
         # GPUs run two kernels here, with a 16-bit product between them.
         return quant.silu_and_mul_quant_fp8(
             inner, plan.block[1], limit=plan.limit, round_first=True
         )
-    return quant.silu_and_mul(inner, limit=plan.limit)
+    return quant.silu_and_mul(inner, limit=plan.limit).to(dtype)
 
 
 def _lay_out(

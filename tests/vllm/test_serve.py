@@ -1,0 +1,222 @@
+"""FP8 models served by vLLM through the plugin, against the same weights in bf16 without it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from served_models import expected_layers, kv_b_shape, write_twins
+from torch_model import BLOCK, Model
+from vllm_server import NEW_TOKENS, Answer, Server, prompts, read_reports
+
+pytestmark = [
+    pytest.mark.served,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+has_amx = torch.cpu._is_amx_tile_supported()
+
+FAMILIES = ("deepseek-v3", "qwen3-moe")
+# vLLM's logits are bf16: near 20 two neighbours are 0.125 apart, and sums in another order move a
+# logit by one step. Tokens closer than two steps in the reference are a tie.
+NEAR_TIE = 0.25
+# FP8 activations turn a changed last bit into a sixteenth of an element.
+NEAR_TIE_FP8 = 0.5
+MODES: dict[str, tuple[str, list[str], dict[str, str]]] = {
+    "reference": ("bf16", ["--enforce-eager"], {"VLLM_PLUGINS": ""}),
+    "eager": ("fp8", ["--enforce-eager"], {}),
+    "compiled": ("fp8", [], {}),
+    "fp8 activations": ("fp8", ["--enforce-eager"], {"MATE_PLUGIN_ACTIVATION": "fp8"}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one server said and counted."""
+
+    answers: list[Answer]
+    chat: str
+    reports: list[dict]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> dict[str, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {family: write_twins(root, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def serve(twins, tmp_path_factory):
+    """A function that starts the server of a family and mode once, and keeps what it gave."""
+    root = tmp_path_factory.mktemp("servers")
+
+    @functools.cache
+    def run(family: str, mode: str) -> Run:
+        quant, options, env = MODES[mode]
+        name = f"{family}-{mode}".replace(" ", "-")
+        counts = root / f"{name}-counts"
+        ours = {} if mode == "reference" else {"MATE_PLUGIN_STRICT": "1"}
+        ours |= {"MATE_PLUGIN_REPORT": str(counts)} | env
+        server = Server(twins[family][quant], root / f"{name}.log", *options, env=ours)
+        try:
+            server.wait()
+            begin = time.monotonic()
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(server.ask, prompts()))
+            chat = server.chat("Tell me something.")
+            asked = time.monotonic() - begin
+            reports = read_reports(counts)
+        finally:
+            server.stop()
+        print(f"\n{name}: ready after {server.started_s:.0f} s, answered in {asked:.0f} s")
+        return Run(answers, chat, reports, server.text())
+
+    return run
+
+
+def divergences(reference: Run, ours: Run) -> tuple[list[str], list[float], float]:
+    """A line per prompt, the reference's gap at each first difference, and the mean difference of
+    the logprobs up to there."""
+    lines, gaps, differences = [], [], []
+    for length, a, b in zip(map(len, prompts()), reference.answers, ours.answers, strict=True):
+        assert len(a.tokens) == len(b.tokens) == NEW_TOKENS
+        same = [x == y for x, y in zip(a.tokens, b.tokens, strict=True)]
+        first = same.index(False) if False in same else NEW_TOKENS
+        differences += [
+            abs(a.top[i][a.tokens[i]] - b.top[i].get(a.tokens[i], -100.0)) for i in range(first)
+        ]
+        if first == NEW_TOKENS:
+            lines.append(f"prompt of {length}: the same {NEW_TOKENS} tokens")
+            continue
+        chosen, other = a.tokens[first], b.tokens[first]
+        gaps.append(a.top[first][chosen] - a.top[first].get(other, -100.0))
+        lines.append(f"prompt of {length}: differs at token {first}, logprob gap {gaps[-1]:.4f}")
+    return lines, gaps, sum(differences) / len(differences)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twins_hold_the_same_numbers(twins, family):
+    from safetensors.torch import load_file
+
+    fp8, bf16 = (load_file(twins[family][q] / "model.safetensors") for q in ("fp8", "bf16"))
+    quantised = 0
+    for name, weight in bf16.items():
+        stored, scale = fp8[name], fp8.get(name + "_scale_inv")
+        if scale is None:
+            assert torch.equal(stored, weight), name
+            continue
+        quantised += 1
+        n, k = stored.shape
+        spread = scale.repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
+        assert torch.equal(stored.double() * spread.double(), weight.double()), name
+    assert quantised > 20
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_greedy_tokens_as_the_dequantised_model(serve, family, mode):
+    reference, ours = serve(family, "reference"), serve(family, mode)
+    lines, gaps, mean = divergences(reference, ours)
+    print(f"\n{family}, {mode}, mean logprob difference {mean:.4f}", *lines, sep="\n  ")
+    assert all(gap <= NEAR_TIE for gap in gaps), lines
+    # A scale that is wrong by 5% moves the mean logprob by 0.1, and a tenth of the tokens.
+    assert mean < 0.02
+    assert ours.chat
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp8_activations_agree_with_a_torch_model_that_rounds_alike(serve, twins, family):
+    """Each token is judged after the tokens before it, as the server chose them."""
+    model = Model(twins[family]["fp8"], fp8=True)
+    gaps, differences = [], []
+    for prompt, answer in zip(prompts(), serve(family, "fp8 activations").answers, strict=True):
+        ids = [int(token.split(":")[1]) for token in answer.tokens]
+        logits = model.logits(prompt + ids[:-1], len(prompt))[len(prompt) - 1 :]
+        logprobs = logits.log_softmax(1)
+        chosen = logprobs.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        gaps += (logprobs.amax(1) - chosen).tolist()
+        theirs = torch.tensor(
+            [top[token] for top, token in zip(answer.top, answer.tokens, strict=True)]
+        )
+        differences += (theirs - chosen).abs().tolist()
+    ties = sorted(gap for gap in gaps if gap > 0)
+    mean = sum(differences) / len(differences)
+    print(
+        f"\n{family}: {len(gaps) - len(ties)} of {len(gaps)} tokens are the torch model's own, "
+        f"gaps of the others {[round(gap, 4) for gap in ties]}, mean logprob difference {mean:.4f}"
+    )
+    assert all(gap <= NEAR_TIE_FP8 for gap in ties)
+    assert mean < 0.05
+
+
+@pytest.mark.skipif(has_amx, reason="vLLM has kernels of its own on this machine")
+@pytest.mark.parametrize("mode", ["eager", "compiled", "fp8 activations"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_fp8_call_was_ours(serve, twins, family, mode):
+    """As many layers of each shape as the model has, and all of them ran in every forward pass."""
+    folder = twins[family]["fp8"]
+    config = json.loads((folder / "config.json").read_text())
+    run = serve(family, mode)
+    (worker,) = [report for report in run.reports if report["layers"]]
+    counts = {(one["kind"], one["shape"]): one for one in worker["layers"]}
+    assert {key: one["built"] for key, one in counts.items()} == expected_layers(folder)
+
+    moe, built = _sum(counts, "moe")
+    passes, rest = divmod(moe, built)
+    assert rest == 0
+    assert passes > NEW_TOKENS
+    for (kind, shape), one in counts.items():
+        ran, rest = divmod(one["calls"], one["built"])
+        assert rest == 0, (kind, shape)
+        if shape == kv_b_shape(config):
+            assert 0 < ran < passes
+        else:
+            assert ran == passes, (kind, shape)
+
+    kernels = {one["op"]: one["calls"] for one in worker["counters"]}
+    # Gate and up are one GEMM where whole blocks fill them, else two.
+    gemms = 2 if config["moe_intermediate_size"] % BLOCK == 0 else 3
+    assert kernels["ragged_m_gemm"] == gemms * moe
+    assert kernels["batched_gemm"] == _sum(counts, "linear")[0]
+    assert kernels["moe_route"] == kernels["moe_unpermute"] == moe
+    assert ("silu_and_mul" in kernels) == (mode != "fp8 activations")
+
+
+def _sum(counts: dict[tuple[str, str], dict], kind: str) -> tuple[int, int]:
+    chosen = [one for (k, _), one in counts.items() if k == kind]
+    return sum(one["calls"] for one in chosen), sum(one["built"] for one in chosen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_process_says_once_what_it_installed(serve, family):
+    run = serve(family, "eager")
+    said = [line for line in run.log.splitlines() if "mate-plugin: vllm.moe installed" in line]
+    assert len(said) == len(run.reports) >= 2
+    for report in run.reports:
+        assert all(hook["installed"] for hook in report["installed"])
+    reference = serve(family, "reference")
+    assert "mate-plugin:" not in reference.log
+    assert not reference.reports
+
+
+@pytest.mark.skipif(has_amx, reason="vLLM has kernels of its own on this machine")
+@pytest.mark.parametrize(
+    ("family", "env"),
+    [("deepseek-v3", {"VLLM_PLUGINS": ""}), ("qwen3-moe", {"MATE_PLUGIN_ENABLED": "0"})],
+    ids=["no plugins", "disabled"],
+)
+def test_without_the_plugin_vllm_refuses_as_before(twins, tmp_path, family, env):
+    server = Server(twins[family]["fp8"], tmp_path / "log", "--enforce-eager", env=env)
+    try:
+        assert server.ended() != 0
+    finally:
+        server.stop()
+    assert "Failed to find a kernel" in server.text()
+    assert "CPUFp8BlockScaledMMKernel requires AMX tile support" in server.text()
