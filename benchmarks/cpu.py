@@ -8,8 +8,6 @@ Each time is the median over fresh random data; each limit is measured in the sa
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import median_seconds
 
 from mate_plugin.kernels import ceilings, gemm, library
 
@@ -27,8 +26,6 @@ DENSE = ((2048, 2048), (4096, 7168))
 ROWS = (1, 2, 4, 8, 16, 64, 128, 256, 1024)
 # (rows of each busy expert, busy experts, experts, n, k): decode and prefill of a MoE layer.
 GROUPED = ((1, 8, 64, 4096, 7168), (8, 8, 64, 4096, 7168), (256, 4, 8, 1536, 2048))
-# MKL multiplies these in float32 within the cache; more would only repeat the measurement.
-SLOW_PEER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -100,19 +97,6 @@ def grouped_cases(m: int, busy: int, experts: int, n: int, k: int) -> list[Case]
         Case("ours, fp8 x bf16 grouped", flops, read, ours),
         Case("dequantise + f32 matmul, by expert", flops, read, peer),
     ]
-
-
-def median_seconds(run: Callable[[], object], budget: float) -> float:
-    """Median time of a call: at least 3 calls, and up to ``budget`` seconds or 200 calls."""
-    run()
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 200):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-        if sum(times) > SLOW_PEER_SECONDS:
-            break
-    return statistics.median(times)
 
 
 def main(
