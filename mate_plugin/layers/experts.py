@@ -12,10 +12,9 @@ from __future__ import annotations
 import torch
 
 from mate_plugin import report
-from mate_plugin.kernels import gemm, moe, quant
+from mate_plugin.kernels import moe
+from mate_plugin.layers.grouped import GroupedGemm, gate_up, lay_out, swiglu
 from mate_plugin.layers.plan import ExpertsPlan, check_block, from_key, plan_experts
-
-GATE, UP = 0, 1
 
 
 class Experts:
@@ -195,12 +194,12 @@ def _experts(
     report.layer_called("moe", shape_name(w2), plan.describe())
     if hidden.shape[0] == 0:
         return
-    routing, info = _lay_out(plan, topk_ids, w13.shape[0], expert_map)
+    routing, info = lay_out(plan, topk_ids, w13.shape[0], expert_map)
     before, after = (topk_weights, None) if weight_on_input else (None, topk_weights)
     entering = moe.permute(hidden, routing, topk_ids.shape[1], before)
-    grouped = _Grouped(plan, info, w13.shape[0])
-    inner = _gate_up(plan, grouped, entering, w13, w13_scale)
-    leaving = grouped(_silu(plan, inner, hidden.dtype), w2, w2_scale, inner.dtype)
+    grouped = GroupedGemm(plan, info, w13.shape[0])
+    inner = gate_up(plan, grouped, entering, w13, w13_scale)
+    leaving = grouped(swiglu(plan, inner, hidden.dtype), w2, w2_scale, inner.dtype)
     moe.unpermute(leaving, routing, after, out)
 
 
@@ -219,125 +218,9 @@ def _batched(
     experts, most, size = hidden.shape
     if most == 0:
         return
-    masked = _Grouped(plan, counts, experts, masked=True)
-    inner = _gate_up(plan, masked, hidden.reshape(-1, size), w13, w13_scale)
-    masked(_silu(plan, inner, hidden.dtype), w2, w2_scale, hidden.dtype, out=out)
-
-
-class _Grouped:
-    """One grouped GEMM over the rows of a layout, in the plan's numerics.
-
-    ``info`` is what the layout's GEMM wants to know: counts, end offsets or an expert per row.
-    """
-
-    def __init__(
-        self, plan: ExpertsPlan, info: torch.Tensor, num_experts: int, masked: bool = False
-    ) -> None:
-        self.plan = plan
-        self.info = info
-        self.num_experts = num_experts
-        self.masked = masked or plan.gemm_mode == "masked"
-
-    def __call__(
-        self,
-        rows: _Rows,
-        weight: torch.Tensor,
-        scale: torch.Tensor,
-        dtype: torch.dtype,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """``rows[R, K]`` times each row's expert of ``weight[E, N, K]``, as ``[R, N]``."""
-        if out is None:
-            out = torch.empty(_count(rows), weight.shape[1], dtype=dtype, device=weight.device)
-        self.into(rows, weight, scale, out)
-        return out
-
-    def into(
-        self, rows: _Rows, weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        if self.masked:
-            rows, out = self._by_expert(rows), self._by_expert(out)
-            if isinstance(rows, tuple):
-                gemm.masked_moe_gemm_8bit(rows, (weight, scale), self.info, out)
-            else:
-                gemm.masked_moe_gemm_w8a16(rows, (weight, scale), self.info, out)
-            return
-        mode, alignment = self.plan.gemm_mode, self.plan.alignment_m
-        if isinstance(rows, tuple):
-            gemm.ragged_m_moe_gemm_8bit(
-                rows, (weight, scale), self.info, out, gemm_mode=mode, alignment_m=alignment
-            )
-        else:
-            gemm.ragged_m_moe_gemm_w8a16(
-                rows, (weight, scale), self.info, out, gemm_mode=mode, alignment_m=alignment
-            )
-
-    def _by_expert(self, rows: _Rows) -> _Rows:
-        if isinstance(rows, tuple):
-            return tuple(self._by_expert(part) for part in rows)  # type: ignore[return-value]
-        return rows.unflatten(0, (self.num_experts, -1)) if rows.dim() == 2 else rows
-
-
-# 16-bit rows, or FP8 rows with their scales.
-_Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
-
-
-def _count(rows: _Rows) -> int:
-    return (rows[0] if isinstance(rows, tuple) else rows).shape[0]
-
-
-def _gate_up(
-    plan: ExpertsPlan,
-    grouped: _Grouped,
-    entering: torch.Tensor,
-    w13: torch.Tensor,
-    w13_scale: torch.Tensor,
-) -> torch.Tensor:
-    """Gate and up of each row, ``[R, 2I]``."""
-    width = w13.shape[1] // 2
-    rows: _Rows = entering
-    if plan.activation == "fp8":
-        rows = quant.per_token_group_quant_fp8(entering, plan.block[1])
-    # GPUs round what leaves a GEMM; where activations are kept, sums stay in float32 to the end.
-    dtype = entering.dtype if plan.activation == "fp8" else torch.float32
-    if width % plan.block[0] == 0:
-        return grouped(rows, w13, w13_scale, dtype)
-    # Gate and up each end in a partial block, so that their scales form two grids.
-    inner = torch.empty(entering.shape[0], 2 * width, dtype=dtype, device=entering.device)
-    blocks = w13_scale.shape[1] // 2
-    for half in (GATE, UP):
-        columns = slice(half * width, (half + 1) * width)
-        scale = w13_scale[:, half * blocks : (half + 1) * blocks]
-        grouped.into(rows, w13[:, columns], scale, inner[:, columns])
-    return inner
-
-
-def _silu(plan: ExpertsPlan, inner: torch.Tensor, dtype: torch.dtype) -> _Rows:
-    if plan.activation == "fp8":
-        # GPUs run two kernels here, with a 16-bit product between them.
-        return quant.silu_and_mul_quant_fp8(
-            inner, plan.block[1], limit=plan.limit, round_first=True
-        )
-    return quant.silu_and_mul(inner, limit=plan.limit).to(dtype)
-
-
-def _lay_out(
-    plan: ExpertsPlan,
-    topk_ids: torch.Tensor,
-    num_experts: int,
-    expert_map: torch.Tensor | None,
-) -> tuple[moe.Routing, torch.Tensor]:
-    """The rows in the plan's layout, and what the grouped GEMM wants to know about them."""
-    routing = moe.route(topk_ids, num_experts, expert_map, alignment=plan.alignment_m)
-    if plan.gemm_mode == "psum_expert":
-        return routing, routing.ends
-    if plan.gemm_mode == "per_token":
-        return routing, routing.expert_of_row
-    if plan.gemm_mode == "masked":
-        # Counts may be read on a CPU: the busiest expert, and no worst case, sets the memory taken.
-        capacity = max(int(routing.counts.max()), 1)
-        routing = moe.route(topk_ids, num_experts, expert_map, capacity=capacity)
-    return routing, routing.counts
+    masked = GroupedGemm(plan, counts, experts, masked=True)
+    inner = gate_up(plan, masked, hidden.reshape(-1, size), w13, w13_scale)
+    masked.into(swiglu(plan, inner, hidden.dtype), w2, w2_scale, out)
 
 
 def _blocks(size: int, block: int) -> int:

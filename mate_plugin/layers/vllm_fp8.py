@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 from mate_plugin.config import settings
 from mate_plugin.layers import vllm_moe
@@ -36,7 +37,7 @@ def missing() -> list[str]:
     from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
     from vllm.model_executor.layers.quantization import fp8
 
-    wanted = {
+    wanted: dict[Any, tuple[str, ...]] = {
         quantization: ("register_quantization_config",),
         config: ("fp8_w8a16_moe_quant_config",),
         Fp8MoeBackend: ("TRITON",),
@@ -70,6 +71,10 @@ def config_class() -> type:
     class MateFp8MoEMethod(Fp8MoEMethod):
         """FP8 block experts on our kernels; every other FP8 layer stays with vLLM."""
 
+        experts_cls: Any
+        moe_block_shape: Any
+        weight_scale_refine: Any
+
         def __init__(self, quant_config, layer) -> None:
             super().__init__(quant_config, layer)
             self.experts_reason = self._adopt()
@@ -96,7 +101,7 @@ def config_class() -> type:
                 # vLLM refines the grid of scales where a shard ends within a block. The kernels
                 # take partial blocks, so unsharded weights keep the checkpoint's own grid.
                 block = self.weight_block_size
-            batched = self.moe.moe_parallel_config.use_batched_activation_format
+            batched: bool = self.moe.moe_parallel_config.use_batched_activation_format
             standard_cls, batched_cls = vllm_moe.experts_classes()
             experts_cls = batched_cls if batched else standard_cls
             supported, reason = experts_cls.is_supported_config(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 
@@ -47,8 +48,13 @@ def missing() -> list[str]:
     base = getattr(mk, "FusedMoEExpertsModular", None)
     if base is None:
         return ["modular_kernel.FusedMoEExpertsModular"]
-    wanted = ("activation_format", "workspace_shapes", "finalize_weight_and_reduce_impl")
-    wanted += ("is_supported_config", "expects_unquantized_inputs")
+    wanted = (
+        "activation_format",
+        "expects_unquantized_inputs",
+        "finalize_weight_and_reduce_impl",
+        "is_supported_config",
+        "workspace_shapes",
+    )
     lacking = [f"FusedMoEExpertsModular.{name}" for name in wanted if not hasattr(base, name)]
     arguments = set(inspect.signature(base.apply).parameters) - {"self"}
     if arguments != APPLY_ARGUMENTS:
@@ -65,7 +71,7 @@ def plan_for(limit: float | None = None) -> ExpertsPlan:
 
 
 @functools.lru_cache(maxsize=1)
-def experts_classes() -> tuple[type, type]:
+def experts_classes() -> tuple[Any, Any]:
     """The experts for vLLM's Standard and BatchedExperts formats."""
     import vllm.model_executor.layers.fused_moe.modular_kernel as mk
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
