@@ -48,8 +48,10 @@ def register_vllm() -> None:
     if conf.kernel != "auto":
         # The core reads the variable once, when it is loaded.
         os.environ.setdefault("MATE_PLUGIN_ISA", conf.kernel)
+    from mate_plugin.kernels import checks
     from mate_plugin.layers import vllm_hooks
 
+    checks.set_index_checks(conf.check)
     hooks = vllm_hooks.install()
     line = "mate-plugin: " + "; ".join(
         f"{hook.name} {'installed' if hook.installed else 'not installed'} ({hook.reason})"
