@@ -78,17 +78,14 @@ def config_class() -> type:
         def __init__(self, quant_config, layer) -> None:
             super().__init__(quant_config, layer)
             self.experts_reason = self._adopt()
-            if self.experts_reason is None:
+            if self.experts_reason is None or not self.block_quant:
                 return
-            if self.experts_cls is None or settings().strict:
-                raise ValueError(
-                    f"{layer.layer_name}: mate-plugin cannot serve these FP8 experts "
-                    f"({self.experts_reason}) and this machine has no other kernel for them"
-                    if self.experts_cls is None
-                    else f"{layer.layer_name}: mate-plugin cannot serve these FP8 experts "
-                    f"({self.experts_reason}); strict is set"
-                )
-            _warn_once(self.experts_reason, self.experts_cls.__name__)
+            problem = f"mate-plugin cannot serve these FP8 experts: {self.experts_reason}"
+            if self.experts_cls is None:
+                raise ValueError(f"{layer.layer_name}: {problem}, and vLLM has none for them here")
+            if settings().strict:
+                raise ValueError(f"{layer.layer_name}: {problem}; strict is set")
+            _warn_once(f"{problem}; they stay with {self.experts_cls.__name__}")
 
         def _adopt(self) -> str | None:
             """Take the layer over, or return why not."""
@@ -156,5 +153,5 @@ def config_class() -> type:
 
 
 @functools.cache
-def _warn_once(reason: str, stock: str) -> None:
-    logger.warning("mate-plugin: FP8 experts stay with %s: %s", stock, reason)
+def _warn_once(line: str) -> None:
+    logger.warning("%s", line)

@@ -220,3 +220,21 @@ def test_without_the_plugin_vllm_refuses_as_before(twins, tmp_path, family, env)
         server.stop()
     assert "Failed to find a kernel" in server.text()
     assert "CPUFp8BlockScaledMMKernel requires AMX tile support" in server.text()
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"MATE_PLUGIN_GEMM_MODE": "ragged"}, "gemm_mode: expected one of"),
+        ({"MATE_PLUGIN_CONFIG": "no-such-file"}, "MATE_PLUGIN_CONFIG: expected"),
+    ],
+)
+def test_broken_settings_end_the_server_with_one_readable_line(twins, tmp_path, env, message):
+    server = Server(twins["qwen3-moe"]["fp8"], tmp_path / "log", env=env)
+    try:
+        assert server.ended() == 1
+    finally:
+        server.stop()
+    (line,) = [line for line in server.text().splitlines() if "mate-plugin" in line]
+    assert message in line
+    assert "Traceback" not in server.text()

@@ -1,0 +1,30 @@
+"""vLLM's own interfaces around the layers, called as vLLM calls them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked import Forks
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
+)
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.stop()
+
+
+@pytest.mark.parametrize("env", [{}, {"MATE_PLUGIN_GEMM_MODE": "masked"}], ids=["auto", "masked"])
+@pytest.mark.parametrize("case", ["standard", "batched", "reasons", "linear"])
+def test_case(forks, case, env):
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vllm_cases; vllm_cases.{case}()"
+    done = forks.run(code, **env)
+    assert done.returncode == 0, done.output

@@ -1,0 +1,196 @@
+"""What test_layers_vllm.py runs inside a process with vLLM: its experts and linear classes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from layer_oracle import MoeWeights, dequantise, moe, quantise
+
+E, H, I = 4, 136, 72  # noqa: E741
+
+
+def moe_config(**changes) -> SimpleNamespace:
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    config = {
+        "is_act_and_mul": True,
+        "activation": MoEActivation.SILU,
+        "moe_parallel_config": SimpleNamespace(use_batched_activation_format=False),
+        "has_hash_routing": False,
+        "routing_method": None,
+        "router_logits_dtype": None,
+        "hidden_dim": H,
+        "is_lora_enabled": False,
+        "has_bias": False,
+        "in_dtype": torch.bfloat16,
+        "swiglu_limit": None,
+        "swiglu_alpha": None,
+        "swiglu_beta": None,
+        "activation_situ_beta": None,
+        "activation_situ_linear_beta": None,
+    }
+    return SimpleNamespace(**config | changes)
+
+
+def build(cls, weights: MoeWeights, limit: float | None = None, **room):
+    from vllm.model_executor.layers.fused_moe.config import fp8_w8a16_moe_quant_config
+
+    quant = fp8_w8a16_moe_quant_config(
+        w1_scale=weights.w13_scale,
+        w2_scale=weights.w2_scale,
+        block_shape=[128, 128],
+        gemm1_clamp_limit=limit,
+    )
+    experts = cls(moe_config(), quant, **room)
+    experts.build(weights.w13, weights.w2)
+    assert experts.expects_unquantized_inputs
+    return experts
+
+
+def apply(experts, weights: MoeWeights, hidden, output, **changes) -> None:
+    arguments = {
+        "topk_weights": None,
+        "topk_ids": None,
+        "activation": moe_config().activation,
+        "global_num_experts": E,
+        "expert_map": None,
+        "a1q_scale": None,
+        "a2_scale": None,
+        "workspace13": None,
+        "workspace2": None,
+        "expert_tokens_meta": None,
+        "apply_router_weight_on_input": False,
+    }
+    experts.apply(
+        output=output, hidden_states=hidden, w1=weights.w13, w2=weights.w2, **arguments | changes
+    )
+
+
+def standard() -> None:
+    from mate_plugin.layers.vllm_moe import experts_classes
+
+    weights = MoeWeights(E, H, I)
+    for limit in (None, 0.5):
+        experts = build(experts_classes()[0], weights, limit)
+        shapes = experts.workspace_shapes(9, 2 * I, H, 2, E, E, None, None)
+        assert shapes == ((0,), (0,), (9, H))
+        hidden = torch.randn(9, H).to(torch.bfloat16)
+        probs = torch.rand(9, 2)
+        ids = torch.randint(0, 7, (9, 2), dtype=torch.int32)
+        expert_map = torch.tensor([2, -1, 0, 3, -1, 1, -1], dtype=torch.int32)
+        output = torch.empty_like(hidden)
+        routed = {"topk_weights": probs, "topk_ids": ids, "expert_map": expert_map}
+        apply(experts, weights, hidden, output, **routed)
+        expected = moe(weights, hidden, probs, ids, expert_map, limit=limit)
+        torch.testing.assert_close(output.double(), expected, rtol=2e-2, atol=2e-2)
+        # vLLM has weighted the input itself by then, so that the output is a plain sum.
+        apply(experts, weights, hidden, output, **routed, apply_router_weight_on_input=True)
+        expected = moe(weights, hidden, None, ids, expert_map, limit=limit)
+        torch.testing.assert_close(output.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def batched() -> None:
+    from mate_plugin.layers.vllm_moe import experts_classes
+
+    weights = MoeWeights(E, H, I)
+    experts = build(experts_classes()[1], weights, max_num_tokens=3, num_dispatchers=2)
+    shapes = experts.workspace_shapes(6, 2 * I, H, 2, E, E, None, None)
+    assert shapes == ((0,), (0,), (E, 6, H))
+    counts = torch.tensor([6, 0, 2, 5], dtype=torch.int32)
+    hidden = torch.randn(E, 6, H).to(torch.bfloat16)
+    output = torch.zeros_like(hidden)
+    meta = SimpleNamespace(expert_num_tokens=counts)
+    apply(experts, weights, hidden, output, expert_tokens_meta=meta)
+    for e, count in enumerate(counts.tolist()):
+        expected = weights.expert(e, hidden[e, :count])
+        torch.testing.assert_close(output[e, :count].double(), expected, rtol=2e-2, atol=2e-2)
+        assert not output[e, count:].any()
+
+
+def reasons() -> None:
+    """Each thing that is not supported is refused with a reason that names it."""
+    import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.quantization.utils.quant_utils import (
+        GroupShape,
+        create_fp8_quant_key,
+        kFp8Dynamic128Sym,
+        kFp8Static128BlockSym,
+        kFp8StaticTensorSym,
+    )
+
+    from mate_plugin.layers.vllm_moe import experts_classes
+
+    standard_format, batched_format = mk.FusedMoEActivationFormat
+    if standard_format != mk.FusedMoEActivationFormat.Standard:
+        standard_format, batched_format = batched_format, standard_format
+    standard_cls, batched_cls = experts_classes()
+
+    def ask(cls=standard_cls, weight=kFp8Static128BlockSym, form=standard_format, **changes):
+        return cls.is_supported_config(cls, moe_config(**changes), weight, kFp8Dynamic128Sym, form)
+
+    assert ask() == (True, None)
+    assert ask(batched_cls, form=batched_format) == (True, None)
+    small = create_fp8_quant_key(static=True, group_shape=GroupShape(32, 32))
+    for answer, word in (
+        (ask(form=batched_format), "activation format"),
+        (ask(batched_cls), "activation format"),
+        (ask(weight=kFp8StaticTensorSym), "quantization scheme"),
+        (ask(weight=small), "quantization scheme"),
+        (ask(activation=MoEActivation.GELU), "activation"),
+        (ask(is_act_and_mul=False), "no act_and_mul"),
+        (ask(has_bias=True), "expert biases"),
+        (ask(in_dtype=torch.float32), "float32 activations"),
+        (ask(is_lora_enabled=True), "LoRA"),
+    ):
+        supported, reason = answer
+        assert not supported
+        assert word in reason, reason
+
+
+def linear() -> None:
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.kernels.linear.scaled_mm import FP8ScaledMMLinearLayerConfig
+    from vllm.model_executor.layers.quantization.utils.quant_utils import (
+        GroupShape,
+        create_fp8_quant_key,
+    )
+
+    from mate_plugin.layers.vllm_linear import kernel_class
+
+    def config(block=(128, 128), **changes):
+        arguments = {
+            "weight_quant_key": create_fp8_quant_key(static=True, group_shape=GroupShape(*block)),
+            "activation_quant_key": create_fp8_quant_key(
+                static=False, group_shape=GroupShape(1, 128)
+            ),
+            "input_dtype": torch.bfloat16,
+            "out_dtype": torch.bfloat16,
+            "weight_shape": (200, 136),
+        }
+        return FP8ScaledMMLinearLayerConfig(**arguments | changes)
+
+    cls = kernel_class()
+    assert cls.is_supported() == (True, None)
+    assert cls.can_implement(config()) == (True, None)
+    for wrong, word in (
+        (config(block=(64, 128)), "weight blocks"),
+        (config(out_dtype=torch.float32), "out_dtype"),
+        (config(input_dtype=torch.float32), "input_dtype"),
+    ):
+        supported, reason = cls.can_implement(wrong)
+        assert not supported
+        assert word in reason, reason
+    stored, scale = quantise(torch.randn(200, 136))
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(stored, requires_grad=False)
+    layer.weight_scale_inv = torch.nn.Parameter(scale.t().contiguous().t(), requires_grad=False)
+    with set_current_vllm_config(VllmConfig()):
+        kernel = cls(config())
+    kernel.process_weights_after_loading(layer)
+    assert layer.weight_scale_inv.is_contiguous()
+    x, bias = torch.randn(2, 3, 136).to(torch.bfloat16), torch.randn(200).to(torch.bfloat16)
+    out = kernel.apply_weights(layer, x, bias)
+    expected = x.double() @ dequantise(stored, scale).T + bias.double()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=0.1)
