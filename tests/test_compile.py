@@ -102,6 +102,9 @@ def test_allocating_calls_in_a_larger_graph() -> None:
     assert same(compiled(layer, dynamic=True)(), want)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="Dynamo hides the message of an error in this release"
+)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

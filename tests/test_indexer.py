@@ -285,7 +285,8 @@ def test_flat_logits_equal_paged_ones():
     used = case.block_table[0].long()
     flat = flat_case(21, 5, 192, 7, 64)
     flat.q, flat.weights = case.q[0], case.weights
-    flat.kv = (codes[used].view(192, 64), scales[used].view(192))
+    keys = codes.view(torch.uint8)[used].view(codes.dtype)
+    flat.kv = (keys.view(192, 64), scales[used].view(192))
     flat.start, flat.end = torch.zeros_like(flat.start), torch.full_like(flat.end, 192)
     assert torch.equal(flat.run(), case.run())
 

@@ -126,7 +126,7 @@ def route(
             check_expert_ids("expert_map", expert_map, num_local_experts)
     num_slots = topk_ids.shape[0] * topk_ids.shape[1]
     if capacity is None:
-        used = torch.sym_min(num_slots, num_local_experts)
+        used = min(num_slots, num_local_experts)
         num_rows = num_slots + used * (alignment - 1)
     else:
         num_rows = num_local_experts * capacity

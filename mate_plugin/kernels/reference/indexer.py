@@ -49,6 +49,7 @@ def paged_mqa_logits(
     """What ``fp8_paged_mqa_logits`` with ``clean_logits`` computes, float64."""
     batch, next_n, heads, _ = q.shape
     codes, scales = split_cache(fused_kv_cache)
+    codes = codes.float()  # older releases cannot index FP8
     lens = visible_lens(context_lens, next_n).clamp(min=0)
     logits = torch.full((batch, next_n, max_context_len), clean_value, dtype=torch.float64)
     for b in range(batch):
