@@ -134,26 +134,36 @@ def test_same_greedy_tokens_as_the_dequantised_model(serve, family, mode):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fp8_activations_agree_with_a_torch_model_that_rounds_alike(serve, twins, family):
     """Each token is judged after the tokens before it, as the server chose them."""
-    model = Model(twins[family]["fp8"], fp8=True)
+    answers = serve(family, "fp8 activations").answers
+    gaps, mean = judge(Model(twins[family]["fp8"], fp8=True), answers)
+    _, mean_unrounded = judge(Model(twins[family]["fp8"], fp8=False), answers)
+    ties = sorted(gap for gap in gaps if gap > 0)
+    print(
+        f"\n{family}: {len(gaps) - len(ties)} of {len(gaps)} tokens are the torch model's own, "
+        f"gaps of the others {[round(gap, 4) for gap in ties]}; mean logprob difference "
+        f"{mean:.4f}, to a model that does not round {mean_unrounded:.4f}"
+    )
+    assert all(gap <= NEAR_TIE_FP8 for gap in ties)
+    assert mean < 0.12
+    # Deeper models bury the rounding under flips of single codes, which the last bits of bf16
+    # decide: there only the layers' own tests and the counters tell the two numerics apart.
+    if family == "qwen3-moe":
+        assert mean < 0.6 * mean_unrounded
+
+
+def judge(model: Model, answers: list[Answer]) -> tuple[list[float], float]:
+    """How far each token is behind the model's own; mean difference of the candidates' logprobs."""
     gaps, differences = [], []
-    for prompt, answer in zip(prompts(), serve(family, "fp8 activations").answers, strict=True):
+    for prompt, answer in zip(prompts(), answers, strict=True):
         ids = [int(token.split(":")[1]) for token in answer.tokens]
         logits = model.logits(prompt + ids[:-1], len(prompt))[len(prompt) - 1 :]
         logprobs = logits.log_softmax(1)
         chosen = logprobs.gather(1, torch.tensor(ids)[:, None])[:, 0]
         gaps += (logprobs.amax(1) - chosen).tolist()
-        theirs = torch.tensor(
-            [top[token] for top, token in zip(answer.top, answer.tokens, strict=True)]
-        )
-        differences += (theirs - chosen).abs().tolist()
-    ties = sorted(gap for gap in gaps if gap > 0)
-    mean = sum(differences) / len(differences)
-    print(
-        f"\n{family}: {len(gaps) - len(ties)} of {len(gaps)} tokens are the torch model's own, "
-        f"gaps of the others {[round(gap, 4) for gap in ties]}, mean logprob difference {mean:.4f}"
-    )
-    assert all(gap <= NEAR_TIE_FP8 for gap in ties)
-    assert mean < 0.05
+        for row, top in zip(logprobs, answer.top, strict=True):
+            candidates = [int(token.split(":")[1]) for token in top]
+            differences += (torch.tensor(list(top.values())) - row[candidates]).abs().tolist()
+    return gaps, sum(differences) / len(differences)
 
 
 @pytest.mark.skipif(has_amx, reason="vLLM has kernels of its own on this machine")
@@ -186,7 +196,10 @@ def test_every_fp8_call_was_ours(serve, twins, family, mode):
     assert kernels["ragged_m_gemm"] == gemms * moe
     assert kernels["batched_gemm"] == _sum(counts, "linear")[0]
     assert kernels["moe_route"] == kernels["moe_unpermute"] == moe
-    assert ("silu_and_mul" in kernels) == (mode != "fp8 activations")
+    rounded = moe if mode == "fp8 activations" else 0
+    assert kernels.get("silu_and_mul_quant_fp8", 0) == rounded
+    assert kernels.get("group_quant_fp8", 0) == rounded + bool(rounded) * _sum(counts, "linear")[0]
+    assert kernels.get("silu_and_mul", 0) == moe - rounded
 
 
 def _sum(counts: dict[tuple[str, str], dict], kind: str) -> tuple[int, int]:
