@@ -40,7 +40,12 @@ def _whole_number(value: object) -> object:
     return value
 
 
+def _auto_or_whole_number(value: object) -> object:
+    return value if value == "auto" else _whole_number(value)
+
+
 WholeNumber = BeforeValidator(_whole_number)
+Alignment = Annotated[Literal["auto", 1, 128, 256], BeforeValidator(_auto_or_whole_number)]
 
 
 class _Section(BaseModel):
@@ -71,8 +76,9 @@ class Settings(_Section):
         default=(1, 128, 128),
         description="quantisation granularity over (m, n, k); -1 is a whole dimension",
     )
-    alignment_m: Annotated[Literal[1, 128, 256], WholeNumber] = Field(
-        default=128, description="row alignment of each expert on GPUs (the CPU packs rows)"
+    alignment_m: Alignment = Field(
+        default="auto",
+        description="row alignment of each expert (per_token, psum_expert); auto packs on CPU",
     )
     kernel: Literal["auto", "scalar", "avx2"] = Field(
         default="auto", description="instruction set of the CPU kernels"
@@ -81,7 +87,9 @@ class Settings(_Section):
         default="auto", description="what activations are rounded to; auto keeps 16 bits on CPU"
     )
     logits_budget_mb: Annotated[int, WholeNumber] = Field(
-        default=512, gt=0, description="most memory (MiB) that indexer logits may take at once"
+        default=512,
+        gt=0,
+        description="most memory (MiB) that indexer logits may take at once; for the indexer layer",
     )
     check: bool = Field(default=False, description="validate the contents of index tensors too")
     report: Path | None = Field(

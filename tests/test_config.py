@@ -106,7 +106,7 @@ def test_unknown_key_names_file_and_nearest(
     ("text", "said"),
     [
         ("gemm_mode: fast", "gemm_mode: expected one of 'auto', 'per_token', "),
-        ("alignment_m: 64", "alignment_m: expected one of 1, 128, 256, found 64"),
+        ("alignment_m: 64", "alignment_m: expected one of 'auto', 1, 128, 256, found 64"),
         ("alignment_m: true", "alignment_m: expected a whole number, found True"),
         ("strict: 3", "strict: expected true or false, found 3"),
         ("logits_budget_mb: -4", "logits_budget_mb: expected a whole number above 0, found -4"),

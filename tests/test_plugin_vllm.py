@@ -166,3 +166,21 @@ def test_a_forced_kernel_reaches_the_core(forks):
         MATE_PLUGIN_KERNEL="scalar",
     )
     assert done.returncode == 0, done.output
+
+
+@needs_vllm
+def test_the_layout_settings_reach_the_plan(forks):
+    done = forks.run(LOAD, MATE_PLUGIN_GEMM_MODE="per_token", MATE_PLUGIN_ALIGNMENT_M="128")
+    assert done.returncode == 0, done.output
+    (line,) = lines(done)
+    assert "8-bit x 16-bit, per_token/128" in line
+
+
+@needs_vllm
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_a_granularity_that_no_layer_serves_installs_nothing(forks, strict):
+    settings = {"MATE_PLUGIN_SCALE_GRANULARITY": "1,-1,-1", "MATE_PLUGIN_STRICT": strict}
+    done = forks.run(LOAD + "print('went on')", **settings)
+    assert ("went on" in done.output) == (strict == "0")
+    (line,) = lines(done)
+    assert line.count("scale_granularity: the layers serve 1,128,128, got 1,-1,-1") == 2

@@ -100,6 +100,16 @@ def plan_experts(
     return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice)  # type: ignore[arg-type]
 
 
+def block_of(granularity: tuple[int, int, int]) -> tuple[int, int]:
+    """(N, K) of one weight scale for the setting ``scale_granularity``; ValueError where no layer
+    serves it."""
+    m, n, k = granularity
+    if m != 1 or (n, k) not in BLOCKS:
+        known = ", ".join(f"1,{a},{b}" for a, b in BLOCKS)
+        raise ValueError(f"scale_granularity: the layers serve {known}, got {m},{n},{k}")
+    return n, k
+
+
 def phrase(activation: str) -> str:
     """The operands of a GEMM in words."""
     return "8-bit x 8-bit" if activation == "fp8" else "8-bit x 16-bit"

@@ -16,7 +16,7 @@ from mate_plugin.layers.linear import (
     note_layer,
     resolve_activation,
 )
-from mate_plugin.layers.plan import BLOCKS, implementation, phrase
+from mate_plugin.layers.plan import BLOCKS, block_of, implementation, phrase
 from mate_plugin.report import Hook
 
 NAME = "vllm.linear"
@@ -31,8 +31,11 @@ def install() -> Hook:
         table = getattr(linear, "_POSSIBLE_FP8_BLOCK_KERNELS", None)
         if not isinstance(table, dict):
             return Hook(NAME, False, "this vLLM lacks the list of block-FP8 kernels")
+        block_of(settings().scale_granularity)
         kernel = kernel_class()
         impl, reason = implementation("batched_gemm", "cpu")
+    except ValueError as error:
+        return Hook(NAME, False, str(error))
     except (ImportError, AttributeError, NotImplementedError) as error:
         return Hook(NAME, False, f"this vLLM does not fit: {error}")
     known = table.setdefault(current_platform._enum, [])

@@ -19,7 +19,7 @@ from mate_plugin.layers.experts import (
     check_weights,
     shape_name,
 )
-from mate_plugin.layers.plan import BLOCKS, ExpertsPlan, plan_experts
+from mate_plugin.layers.plan import BLOCKS, ExpertsPlan, block_of, plan_experts
 
 # What vLLM hands to `apply`; another set means another contract.
 APPLY_ARGUMENTS = {
@@ -66,8 +66,9 @@ def missing() -> list[str]:
 def plan_for(limit: float | None = None) -> ExpertsPlan:
     """The plan of one vLLM MoE layer under the settings in force."""
     conf = settings()
-    # Rows are always packed on a CPU; `alignment_m` speaks of GPUs.
-    return plan_experts("cpu", (128, 128), conf.activation, conf.gemm_mode, None, limit)
+    alignment = None if conf.alignment_m == "auto" else conf.alignment_m
+    block = block_of(conf.scale_granularity)
+    return plan_experts("cpu", block, conf.activation, conf.gemm_mode, alignment, limit)
 
 
 @functools.lru_cache(maxsize=1)
