@@ -1,18 +1,5 @@
 // From float32 sums of one row to the output: column scales, addend, divisor, rounding.
 
-template <DType type>
-inline void add_row(float* sums, const char* addend, int64_t stride, int64_t count) {
-  for (int64_t n = 0; n < count; ++n) {
-    alignas(16) char part[64] = {};
-    std::memcpy(part, addend + n * stride * size_of(type), size_of(type));
-    Vec v[16 / kLanes];
-    decode16<type>(part, v);
-    float first[kLanes];
-    store(first, v[0]);
-    sums[n] += first[0];
-  }
-}
-
 inline void store_row(void* dst, DType type, const float* src, int64_t count) {
   int64_t n = 0;
   switch (type) {
@@ -62,8 +49,10 @@ inline void finish_row(const GroupedGemm& p, const Group& g, int64_t row, int64_
                        int64_t count, float* sums) {
   const Output& o = p.out;
   if (o.c.data != nullptr) {
-    const char* addend = element(o.c, g.a_group, row, col);
-    with_type(o.c.type, [&](auto type) { add_row<type()>(sums, addend, o.c.k_stride, count); });
+    const char* src = element(o.c, g.a_group, row, col);
+    float addend[kBlockN];
+    with_type(o.c.type, [&](auto type) { put_row<type()>(addend, o.c, src, count, 1.0f); });
+    for (int64_t n = 0; n < count; ++n) sums[n] += addend[n];
   }
   if (o.divisor != nullptr) {
     for (int64_t n = 0; n < count; ++n) sums[n] /= *o.divisor;

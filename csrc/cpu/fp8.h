@@ -15,6 +15,8 @@ struct Fp8Tables {
 };
 const Fp8Tables& fp8_tables();
 
+inline bool is_nan_code(uint8_t e4m3) { return (e4m3 & 0x7f) == 0x7f; }
+
 inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));

@@ -49,8 +49,6 @@ inline void with_heads(int64_t heads, const F& f) {
   return f(std::integral_constant<int, 1>());
 }
 
-inline bool is_nan_code(uint8_t e4m3) { return (e4m3 & 0x7f) == 0x7f; }
-
 // Decodes kKeyGroup rows of codes into columns of a tile. Returns whether an e4m3 NaN code passed
 // that decoding does not show.
 template <DType type>

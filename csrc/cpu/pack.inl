@@ -38,7 +38,7 @@ inline void put16(float* dst, const void* src, Vec scale) {
     if (has_nan16(src)) {
       const uint8_t* codes = static_cast<const uint8_t*>(src);
       for (int i = 0; i < 16; ++i) {
-        if ((codes[i] & 0x7f) == 0x7f) dst[i] = NAN;
+        if (is_nan_code(codes[i])) dst[i] = NAN;
       }
     }
   }
@@ -68,20 +68,29 @@ inline float scale_at(const Scales& s, int64_t group, int64_t row, int64_t k_blo
                                     k_block * s.k_stride];
 }
 
-// Packs elements [k, k + count) of one row, k counted within the group. Each is multiplied by the
-// scale of its block and by fold(block), the block counted as the scales count it.
-template <typename Fold>
-inline void pack_row(float* dst, const Operand& x, const Scales& s, const Group& g, int64_t group,
-                     int64_t row, int64_t k, int64_t count, const Fold& fold) {
+// Calls body(offset, part, k block) for the parts of [k, k + count) that share a scale; k counts
+// within the group, blocks as the scales count them.
+template <typename Body>
+inline void for_scale_blocks(const Scales& s, const Group& g, int64_t k, int64_t count,
+                             const Body& body) {
   for (int64_t done = 0; done < count;) {
     int64_t block = (k + done) / s.k_block;
     int64_t part = std::min(count - done, (block + 1) * s.k_block - k - done);
-    int64_t k_block = g.k_block_first + block;
-    float scale = scale_at(s, group, row, k_block) * fold(k_block);
-    const char* src = element(x, group, row, g.k_first + k + done);
-    with_type(x.type, [&](auto type) { put_row<type()>(dst + done, x, src, part, scale); });
+    body(done, part, g.k_block_first + block);
     done += part;
   }
+}
+
+// Packs elements [k, k + count) of one row. Each is multiplied by the scale of its block and by
+// fold(block).
+template <typename Fold>
+inline void pack_row(float* dst, const Operand& x, const Scales& s, const Group& g, int64_t group,
+                     int64_t row, int64_t k, int64_t count, const Fold& fold) {
+  for_scale_blocks(s, g, k, count, [&](int64_t offset, int64_t part, int64_t k_block) {
+    float scale = scale_at(s, group, row, k_block) * fold(k_block);
+    const char* src = element(x, group, row, g.k_first + k + offset);
+    with_type(x.type, [&](auto type) { put_row<type()>(dst + offset, x, src, part, scale); });
+  });
   for (int64_t i = ceil_div(count, 16) * 16; i < padded(count); i += kLanes) store(dst + i, zero());
 }
 
@@ -116,7 +125,7 @@ inline void put_band(float* dst, int64_t ld, const char* src, int64_t k_bytes, i
     if (!nan) continue;
     for (int64_t j = 0; j < kLanes; ++j) {
       for (int64_t r = 0; r < rows; ++r) {
-        if ((codes[j][r] & 0x7f) == 0x7f) dst[r * ld + k + j] = NAN;
+        if (is_nan_code(codes[j][r])) dst[r * ld + k + j] = NAN;
       }
     }
   }
@@ -127,19 +136,16 @@ template <typename Fold>
 inline void pack_band(float* dst, int64_t ld, const Operand& x, const Scales& s, const Group& g,
                       int64_t group, int64_t row, int64_t rows, int64_t k, int64_t count,
                       const Fold& fold) {
-  for (int64_t done = 0; done < count;) {
-    int64_t block = (k + done) / s.k_block;
-    int64_t part = std::min(count - done, (block + 1) * s.k_block - k - done);
-    int64_t k_block = g.k_block_first + block;
+  for_scale_blocks(s, g, k, count, [&](int64_t offset, int64_t part, int64_t k_block) {
     float scale[kBand];
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
       scale[r] = scale_at(s, group, row + r, k_block) * fold(k_block);
-    const char* src = element(x, group, row, g.k_first + k + done);
+    }
+    const char* src = element(x, group, row, g.k_first + k + offset);
     with_type(x.type, [&](auto type) {
-      put_band<type()>(dst + done, ld, src, x.k_stride * size_of(x.type), rows, part, scale);
+      put_band<type()>(dst + offset, ld, src, x.k_stride * size_of(x.type), rows, part, scale);
     });
-    done += part;
-  }
+  });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = ceil_div(count, kLanes) * kLanes; i < padded(count); i += kLanes) {
       store(dst + r * ld + i, zero());
