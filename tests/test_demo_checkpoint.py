@@ -13,7 +13,7 @@ from mate_plugin.demo.inspect import CheckpointError, inspect_checkpoint
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tokenizers")
-FAMILIES = ("deepseek-v3", "qwen3-moe")
+FAMILIES = ("deepseek-v3", "deepseek-v3.2", "qwen3-moe")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -44,7 +44,8 @@ def test_some_blocks_are_partial_and_seeds_differ(tmp_path: Path, family: str) -
     two = weights(write_checkpoint(tmp_path / "b", family, seed=2))
     shapes = [tensor.shape for tensor in one.values() if tensor.dtype == torch.float8_e4m3fn]
     assert any(n % 128 for n, _ in shapes)
-    assert any(k % 128 for _, k in shapes)
+    # vLLM wants whole blocks along K of V3.2's indexer, and so of the hidden size.
+    assert any(k % 128 for _, k in shapes) == (family != "deepseek-v3.2")
     assert any(not torch.equal(one[n].float(), two[n].float()) for n in one)
 
 
@@ -60,7 +61,7 @@ def test_quantise_blocks_uses_the_whole_range_of_every_block() -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="family: expected one of deepseek-v3, qwen3-moe"):
+    with pytest.raises(ValueError, match="family: expected one of deepseek-v3, "):
         write_checkpoint(tmp_path, "llama")
     with pytest.raises(ValueError, match="size: expected one of tiny, small"):
         write_checkpoint(tmp_path, size="huge")
@@ -72,7 +73,45 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", ["fp8", "bf16"])
 def test_what_is_written_passes_inspection(tmp_path: Path, family: str, quant: str) -> None:
     folder = write_checkpoint(tmp_path, family, quant)  # type: ignore[arg-type]
-    assert inspect_checkpoint(folder)["hidden_size"] % 128
+    assert inspect_checkpoint(folder)["num_key_value_heads"]
+
+
+def test_indexer_of_each_layer_has_the_names_and_dtypes_of_the_published_one(
+    tmp_path: Path,
+) -> None:
+    overrides = {"index_topk": 2048, "index_n_heads": 64, "num_hidden_layers": 2}
+    folder = write_checkpoint(tmp_path, "deepseek-v3.2", overrides=overrides)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["DeepseekV32ForCausalLM"]
+    assert {name: config[name] for name in overrides} == overrides
+    stored = {name: tensor for name, tensor in weights(folder).items() if ".indexer." in name}
+    kinds = {
+        "wq_b.weight": ((64 * 128, 128), torch.float8_e4m3fn),
+        "wq_b.weight_scale_inv": ((64, 1), torch.float32),
+        "wk.weight": ((128, 384), torch.float8_e4m3fn),
+        "wk.weight_scale_inv": ((1, 3), torch.float32),
+        "k_norm.weight": ((128,), torch.bfloat16),
+        "k_norm.bias": ((128,), torch.float32),
+        "weights_proj.weight": ((64, 384), torch.bfloat16),
+    }
+    assert {name: (tuple(t.shape), t.dtype) for name, t in stored.items()} == {
+        f"model.layers.{layer}.self_attn.indexer.{name}": kind
+        for layer in range(2)
+        for name, kind in kinds.items()
+    }
+
+
+@pytest.mark.parametrize("length", [500, 4608, 33001])
+def test_longest_sequence_reaches_tokenizer_and_rope(tmp_path: Path, length: int) -> None:
+    folder = write_checkpoint(
+        tmp_path, "deepseek-v3.2", overrides={"max_position_embeddings": length}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    scaling = config["rope_scaling"]
+    covered = scaling["factor"] * scaling["original_max_position_embeddings"]
+    assert length <= covered < length + scaling["factor"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == config["max_position_embeddings"] == length
 
 
 def test_tokenizer_reads_back_what_it_wrote(tmp_path: Path) -> None:
@@ -155,6 +194,41 @@ def test_broken_checkpoint_is_refused_in_one_line(tmp_path: Path, harm, said: st
         inspect_checkpoint(folder)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"index_topk": None}, "index_topk: expected a whole number above 0, found none"),
+        ({"index_topk": 0}, "index_topk: expected a whole number above 0, found 0"),
+        ({"index_n_heads": "8"}, "index_n_heads: expected a whole number above 0, found '8'"),
+        ({"index_n_heads": 4}, "wq_b.weight: expected 512 rows"),
+        ({"index_head_dim": True}, "index_head_dim: expected a whole number above 0, found True"),
+        ({"index_head_dim": 72}, "index_head_dim: expected 128"),
+    ],
+)
+def test_indexer_that_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    path = write_checkpoint(tmp_path, "deepseek-v3.2") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError) as caught:
+        inspect_checkpoint(tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_indexer_that_is_missing_or_has_partial_blocks_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a", "deepseek-v3.2", overrides={"hidden_size": 320})
+    with pytest.raises(
+        CheckpointError, match=r"wk.weight: expected columns in whole blocks of 128"
+    ):
+        inspect_checkpoint(tmp_path / "a")
+    folder = write_checkpoint(tmp_path / "b", "deepseek-v3.2")
+    kept = {name: tensor for name, tensor in weights(folder).items() if ".indexer." not in name}
+    safetensors.save_file(kept, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected weights of an indexer, found none"):
+        inspect_checkpoint(folder)
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:

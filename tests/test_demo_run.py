@@ -122,7 +122,12 @@ def test_keep_leaves_checkpoint_and_log(work: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "code", "said"),
     [
-        (["--model", "nowhere"], {}, 1, "--model: expected deepseek-v3, qwen3-moe or a folder"),
+        (
+            ["--model", "nowhere"],
+            {},
+            1,
+            "--model: expected deepseek-v3, deepseek-v3.2, qwen3-moe or a folder",
+        ),
         (["--model", "tests"], {}, 1, "config.json: expected a file, found none"),
         ([], {"MATE_PLUGIN_STRCT": "1"}, 2, "did you mean 'MATE_PLUGIN_STRICT'?"),
         ([], {"MATE_PLUGIN_STRICT": "x"}, 2, "strict: expected true or false, found 'x'"),

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from mate_plugin.demo.families import (
-    MAX_LENGTH,
     SUCCESSOR_PULL,
     Matrix,
     Ones,
@@ -36,17 +35,18 @@ def write_checkpoint(
 ) -> Path:
     """Write config, tokenizer, chat template and random weights into the folder ``path``.
 
-    ``family`` is "deepseek-v3" or "qwen3-moe", ``size`` "tiny" (a few MB) or "small" (tens of MB).
-    ``quant="fp8"`` stores the weights of linear and expert layers as e4m3 with one float32 scale
-    per 128x128 block (``weight_scale_inv``); "bf16" stores what those weights dequantise to, and is
-    exact with ``pow2_scales``, which rounds scales up to powers of two. The same ``seed`` gives the
-    same model in both. ``overrides`` replaces entries of config.json (for instance sizes).
+    ``family`` is "deepseek-v3", "deepseek-v3.2" or "qwen3-moe", ``size`` "tiny" (a few MB) or
+    "small" (tens of MB). ``quant="fp8"`` stores the weights of linear and expert layers as e4m3
+    with one float32 scale per 128x128 block (``weight_scale_inv``); "bf16" stores what those
+    weights dequantise to, and is exact with ``pow2_scales``, which rounds scales up to powers of
+    two. The same ``seed`` gives the same model in both. ``overrides`` replaces entries of
+    config.json, for instance sizes, ``max_position_embeddings`` or ``index_topk``.
 
     Returns the folder. Raises ValueError for an unknown family, size or quant.
     """
     if quant not in ("fp8", "bf16"):
         raise ValueError(f"quant: expected 'fp8' or 'bf16', found {quant!r}")
-    config = model_config(family, size) | dict(overrides or {})
+    config = model_config(family, size, overrides)
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
     for tensor in layer_tensors(config):
@@ -71,7 +71,7 @@ def write_checkpoint(
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder, MAX_LENGTH)
+    write_tokenizer(folder, config["max_position_embeddings"])
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

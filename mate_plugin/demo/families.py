@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mate_plugin.demo.tokenizer import BOS, EOS
 
+# Tokens of the longest sequence, unless the config says otherwise.
 MAX_LENGTH = 2048
 
 
@@ -64,6 +66,12 @@ DEEPSEEK_V3: dict[str, dict[str, Any]] = {
         "q_lora_rank": 384,
     },
 }
+# The hidden size is made of whole blocks: vLLM dequantises the indexer's wk and takes no others.
+# index_topk is below the length of usual prompts, so that something is left to select.
+DEEPSEEK_V32: dict[str, dict[str, Any]] = {
+    "tiny": DEEPSEEK_V3["tiny"] | {"hidden_size": 384, "index_topk": 64, "index_n_heads": 8},
+    "small": DEEPSEEK_V3["small"] | {"hidden_size": 1280, "index_topk": 128, "index_n_heads": 16},
+}
 QWEN3_MOE: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 320,
@@ -103,34 +111,40 @@ _COMMON: dict[str, Any] = {
     "use_cache": True,
     "initializer_range": 0.02,
 }
+_DEEPSEEK: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "num_nextn_predict_layers": 0,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "ep_size": 1,
+    "rope_scaling": {
+        "type": "yarn",
+        "rope_type": "yarn",
+        "factor": 4,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
 _ARCHITECTURE: dict[str, dict[str, Any]] = {
-    "deepseek-v3": {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "deepseek_v3",
-        "n_shared_experts": 1,
-        "n_group": 4,
-        "topk_group": 2,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
-        "routed_scaling_factor": 2.5,
-        "first_k_dense_replace": 1,
-        "moe_layer_freq": 1,
-        "num_nextn_predict_layers": 0,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-        "ep_size": 1,
-        "rope_scaling": {
-            "type": "yarn",
-            "rope_type": "yarn",
-            "factor": 4,
-            "beta_fast": 32,
-            "beta_slow": 1,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-            "original_max_position_embeddings": MAX_LENGTH // 4,
-        },
+    "deepseek-v3": _DEEPSEEK,
+    "deepseek-v3.2": _DEEPSEEK
+    | {
+        "architectures": ["DeepseekV32ForCausalLM"],
+        "model_type": "deepseek_v32",
+        "index_head_dim": 128,
     },
     "qwen3-moe": {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -146,20 +160,35 @@ _ARCHITECTURE: dict[str, dict[str, Any]] = {
 }
 # How strongly the head draws each syllable to its successor: DeepSeek's routed experts, scaled by
 # 2.5, leave the token itself a smaller share of the residual, so that it takes more.
-SUCCESSOR_PULL = {"deepseek_v3": 8.0, "qwen3_moe": 4.5}
-_SIZES = {"deepseek-v3": DEEPSEEK_V3, "qwen3-moe": QWEN3_MOE}
+SUCCESSOR_PULL = {"deepseek_v3": 8.0, "deepseek_v32": 8.0, "qwen3_moe": 4.5}
+_SIZES = {"deepseek-v3": DEEPSEEK_V3, "deepseek-v3.2": DEEPSEEK_V32, "qwen3-moe": QWEN3_MOE}
 FAMILIES = tuple(_SIZES)
 
 
-def model_config(family: str, size: str) -> dict[str, Any]:
-    """config.json of an unquantised model. Raises ValueError for an unknown family or size."""
+def model_config(
+    family: str, size: str, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """config.json of an unquantised model, with ``overrides`` in place of its entries.
+
+    YaRN's original length follows ``max_position_embeddings`` unless ``rope_scaling`` is overridden
+    itself. Raises ValueError for an unknown family or size.
+    """
     if family not in _SIZES:
         raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, found {family!r}")
     if size not in _SIZES[family]:
         raise ValueError(f"size: expected one of {', '.join(_SIZES[family])}, found {size!r}")
-    config = _COMMON | _ARCHITECTURE[family] | _SIZES[family][size]
+    config = _COMMON | _ARCHITECTURE[family] | _SIZES[family][size] | dict(overrides or {})
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    if is_deepseek(config) and "rope_scaling" not in (overrides or {}):
+        scaling = config["rope_scaling"]
+        original = math.ceil(config["max_position_embeddings"] / scaling["factor"])
+        config["rope_scaling"] = scaling | {"original_max_position_embeddings": original}
     return config
+
+
+def is_deepseek(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of an MLA model: DeepSeek's, with or without an indexer."""
+    return str(config["model_type"]).startswith("deepseek")
 
 
 def unquantised_modules(config: dict[str, Any]) -> list[str]:
@@ -172,12 +201,14 @@ def unquantised_modules(config: dict[str, Any]) -> list[str]:
 
 def layer_tensors(config: dict[str, Any]) -> Iterator[Tensor]:
     """Every tensor of the layers and the last norm, in the order in which they are drawn."""
-    deepseek = config["model_type"] == "deepseek_v3"
+    deepseek = is_deepseek(config)
     hidden = config["hidden_size"]
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         yield Ones(at + "input_layernorm.weight", hidden)
         yield from _mla(config, at) if deepseek else _attention(config, at)
+        if "index_topk" in config:
+            yield from _indexer(config, at)
         yield Ones(at + "post_attention_layernorm.weight", hidden)
         if deepseek and layer < config["first_k_dense_replace"]:
             yield from _gated(at + "mlp.", hidden, config["intermediate_size"])
@@ -209,6 +240,16 @@ def _mla(c: dict[str, Any], at: str) -> Iterator[Tensor]:
     yield Ones(at + "kv_a_layernorm.weight", c["kv_lora_rank"])
     yield Matrix(at + "kv_b_proj.weight", heads * (nope + value), c["kv_lora_rank"])
     yield Matrix(at + "o_proj.weight", hidden, heads * value)
+
+
+def _indexer(c: dict[str, Any], at: str) -> Iterator[Tensor]:
+    hidden, heads, dim = c["hidden_size"], c["index_n_heads"], c["index_head_dim"]
+    at += "self_attn.indexer."
+    yield Matrix(at + "wq_b.weight", heads * dim, c["q_lora_rank"])
+    yield Matrix(at + "wk.weight", dim, hidden)
+    yield Ones(at + "k_norm.weight", dim)
+    yield Zeros(at + "k_norm.bias", dim)
+    yield Matrix(at + "weights_proj.weight", heads, hidden, quantised=False)
 
 
 def _moe(c: dict[str, Any], at: str, deepseek: bool) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 128
+INDEX_HEAD_DIM = 128
 
 
 class CheckpointError(ValueError):
@@ -17,8 +18,9 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return config.json of the checkpoint folder ``path`` if all files fit together.
 
     Reads headers, not weights: the index, the shards' sizes, one ``weight_scale_inv`` of
-    ``[ceil(N/128), ceil(K/128)]`` for each FP8 weight, and the gate of Qwen3-MoE models. Raises
-    CheckpointError that names the file, what was expected and what was found.
+    ``[ceil(N/128), ceil(K/128)]`` for each FP8 weight, the gate of Qwen3-MoE models and the indexer
+    of DeepSeek-V3.2 ones. Raises CheckpointError that names the file, what was expected and what
+    was found.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -32,6 +34,8 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     tensors = _tensors(folder)
     if quantisation is not None:
         _check_quantisation(folder, config, quantisation, tensors)
+    if config.get("model_type") == "deepseek_v32":
+        _check_indexer(folder, config, tensors)
     return config
 
 
@@ -109,3 +113,36 @@ def _check_quantisation(
                 raise CheckpointError(
                     f"{at}.modules_to_not_convert: expected {module!r}, found it missing"
                 )
+
+
+def _check_indexer(
+    folder: Path, config: dict[str, Any], tensors: dict[str, tuple[str, list[int], Path]]
+) -> None:
+    at = folder / "config.json"
+    for name in ("index_topk", "index_n_heads", "index_head_dim"):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            shown = "none" if value is None else repr(value)
+            raise CheckpointError(f"{at}: {name}: expected a whole number above 0, found {shown}")
+    if config["index_head_dim"] != INDEX_HEAD_DIM:
+        raise CheckpointError(
+            f"{at}: index_head_dim: expected {INDEX_HEAD_DIM}, which the engine's cache of keys "
+            f"holds with one scale, found {config['index_head_dim']}"
+        )
+    rows = config["index_n_heads"] * config["index_head_dim"]
+    found = False
+    for name, (dtype, shape, path) in tensors.items():
+        if name.endswith(".indexer.wq_b.weight"):
+            found = True
+            if shape[0] != rows:
+                raise CheckpointError(
+                    f"{path}: {name}: expected {rows} rows (index_n_heads * index_head_dim), "
+                    f"found {shape[0]}"
+                )
+        elif name.endswith(".indexer.wk.weight") and dtype.startswith("F8") and shape[1] % BLOCK:
+            # The engine shares the columns out evenly among the scales.
+            raise CheckpointError(
+                f"{path}: {name}: expected columns in whole blocks of {BLOCK}, found {shape[1]}"
+            )
+    if not found:
+        raise CheckpointError(f"{folder}: expected weights of an indexer, found none")
