@@ -55,9 +55,14 @@ def explain() -> None:
 @app.command()
 def demo(
     model: Annotated[
-        str, typer.Option(help="deepseek-v3, qwen3-moe, or the folder of a block-FP8 checkpoint.")
+        str,
+        typer.Option(
+            help="deepseek-v3, deepseek-v3.2, qwen3-moe, or the folder of a block-FP8 checkpoint."
+        ),
     ] = "deepseek-v3",
-    prompt: Annotated[str, typer.Option(help="What to ask.")] = "Hello! Which kernels answer me?",
+    prompt: Annotated[
+        str | None, typer.Option(help="What to ask instead of a question that fits the model.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     size: Annotated[
         str, typer.Option(help="Size of the checkpoint that is written: tiny or small.")

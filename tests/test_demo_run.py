@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,13 +22,14 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(work: Path, mode: str, *arguments: str) -> subprocess.Popen[str]:
+def start(work: Path, mode: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     environ = {name: v for name, v in os.environ.items() if not name.startswith("MATE_PLUGIN_")}
     environ |= {
         "PYTHONPATH": str(FAKE),
         "FAKE_VLLM": mode,
         "FAKE_VLLM_PIDS": str(work / "pids"),
         "TMPDIR": str(work / "tmp"),
+        **variables,
     }
     command = [sys.executable, "-m", "mate_plugin.cli", "demo", "--size", "tiny", *arguments]
     return subprocess.Popen(
@@ -117,6 +119,41 @@ def test_keep_leaves_checkpoint_and_log(work: Path) -> None:
     assert f"Kept {kept}" in out
     assert (kept / "model" / "config.json").is_file()
     assert (kept / "server.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("family", "variables", "settings"),
+    [
+        ("deepseek-v3", {}, "deepseek_v3"),
+        ("deepseek-v3.2", {}, "deepseek_v32"),
+        ("qwen3-moe", {}, "qwen3_moe"),
+        ("qwen3-moe", {"MATE_PLUGIN_CONFIG": "default"}, "default"),
+    ],
+)
+def test_server_gets_the_settings_of_the_family_unless_others_are_set(
+    work: Path, family: str, variables: dict[str, str], settings: str
+) -> None:
+    process = start(work, "well", "--keep", "--model", family, **variables)
+    code, out, error = finish(process)
+    assert code == 0, out + error
+    assert f"(eager, settings {settings})" in out
+    (log,) = (work / "tmp").glob("mate-plugin-demo-*/server.log")
+    assert f"MATE_PLUGIN_CONFIG={settings}\n" in log.read_text()
+
+
+def test_question_to_a_sparse_model_is_longer_than_what_attention_reads(work: Path) -> None:
+    code, out, _ = finish(start(work, "well", "--model", "deepseek-v3.2", "--size", "small"))
+    assert code == 0
+    said = re.search(r"has (\d+) tokens, of which each token attends to (\d+) at most", out)
+    assert said is not None
+    assert int(said[1]) > int(said[2]) == 128
+
+
+def test_prompt_is_asked_as_given(work: Path) -> None:
+    code, out, _ = finish(start(work, "well", "--model", "deepseek-v3.2", "--prompt", "Well?"))
+    assert code == 0
+    assert "Question: Well?" in out
+    assert "The question has 5 tokens" in out
 
 
 @pytest.mark.parametrize(

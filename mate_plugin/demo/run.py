@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mate_plugin.config import load
+from mate_plugin.config import load, shipped_configs
 from mate_plugin.demo.counts import KernelCount, read_counts, since
 from mate_plugin.demo.display import Display
 from mate_plugin.demo.families import FAMILIES, MAX_LENGTH
@@ -25,6 +25,13 @@ from mate_plugin.demo.server import Server, ServerError, last_lines
 # Files of counters are written once a second.
 REPORT_S = 1.5
 MODEL_NAME = "mate-plugin-demo"
+PROMPT = "Hello! Which kernels answer me?"
+# Longer than the index_topk of the checkpoints, so that the indexer leaves tokens out.
+SPARSE_PROMPT = (
+    "Hello! You read a long question, but not all of it: for each token an indexer scores those "
+    "before it and keeps the best, and attention looks at no others. The longer the question, the "
+    "more of it stays unread, and the more time is saved. Which kernels answer me?"
+)
 
 
 class DemoError(RuntimeError):
@@ -36,7 +43,7 @@ class DemoOptions:
     """What ``mate-plugin demo`` was asked for."""
 
     model: str = "deepseek-v3"
-    prompt: str = "Hello! Which kernels answer me?"
+    prompt: str | None = None
     max_tokens: int = 48
     size: str = "small"
     eager: bool = True
@@ -50,6 +57,7 @@ class Answer:
     """One reply of the server: text, tokens, seconds to the first token and in all."""
 
     text: str
+    prompt_tokens: int
     tokens: int
     first_s: float
     total_s: float
@@ -84,6 +92,9 @@ def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount
     log = work / "server.log"
     environ = {"MATE_PLUGIN_REPORT": str(reports), "HF_HUB_OFFLINE": "1"}
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    # Shipped settings are named after the model_type they are for.
+    if config.get("model_type") in shipped_configs():
+        defaults["MATE_PLUGIN_CONFIG"] = config["model_type"]
     environ |= {name: value for name, value in defaults.items() if name not in os.environ}
     server = Server(
         folder,
@@ -95,7 +106,11 @@ def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount
         environ=environ,
     )
     mode = "eager" if options.eager else "torch.compile"
-    display.line(f"Starting vLLM's OpenAI server on {server.url} ({mode})")
+    settings = (os.environ | environ).get("MATE_PLUGIN_CONFIG") or "default"
+    display.line(f"Starting vLLM's OpenAI server on {server.url} ({mode}, settings {settings})")
+    prompt = options.prompt
+    if prompt is None:
+        prompt = SPARSE_PROMPT if "index_topk" in config else PROMPT
     try:
         with server:
             with display.stages("starting Python") as stages:
@@ -103,13 +118,18 @@ def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount
                 stages("asking")
                 time.sleep(REPORT_S)
                 before = read_counts(reports)
-                answer = _ask(server.url, options)
+                answer = _ask(server.url, prompt, options)
                 time.sleep(REPORT_S)
             counts = since(before, read_counts(reports))
     except ServerError as error:
         _show_log(display, log)
         raise DemoError(str(error)) from None
-    display.line(f"\nQuestion: {options.prompt}\nAnswer:   {answer.text}\n")
+    display.line(f"\nQuestion: {prompt}\nAnswer:   {answer.text}\n")
+    if "index_topk" in config:
+        display.line(
+            f"The question has {answer.prompt_tokens} tokens, "
+            f"of which each token attends to {config['index_topk']} at most"
+        )
     rate = (answer.tokens - 1) / max(answer.total_s - answer.first_s, 1e-9)
     display.line(
         f"{answer.tokens} tokens in {answer.total_s:.2f} s: "
@@ -144,16 +164,16 @@ def _checkpoint(options: DemoOptions, display: Display, work: Path) -> tuple[Pat
     return folder, config
 
 
-def _ask(url: str, options: DemoOptions) -> Answer:
+def _ask(url: str, prompt: str, options: DemoOptions) -> Answer:
     import openai
 
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=options.timeout_s)
     start = time.monotonic()
-    first, tokens, parts = 0.0, 0, []
+    first, asked, tokens, parts = 0.0, 0, 0, []
     try:
         stream = client.chat.completions.create(
             model=MODEL_NAME,
-            messages=[{"role": "user", "content": options.prompt}],
+            messages=[{"role": "user", "content": prompt}],
             max_tokens=options.max_tokens,
             temperature=0,
             stream=True,
@@ -161,13 +181,13 @@ def _ask(url: str, options: DemoOptions) -> Answer:
         )
         for chunk in stream:
             if chunk.usage is not None:
-                tokens = chunk.usage.completion_tokens
+                asked, tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
             if chunk.choices and chunk.choices[0].delta.content:
                 first = first or time.monotonic() - start
                 parts.append(chunk.choices[0].delta.content)
     except openai.OpenAIError as error:
         raise ServerError(f"the server did not answer the chat: {error}") from None
-    return Answer("".join(parts), tokens, first, time.monotonic() - start)
+    return Answer("".join(parts), asked, tokens, first, time.monotonic() - start)
 
 
 def _show_log(display: Display, log: Path) -> None:

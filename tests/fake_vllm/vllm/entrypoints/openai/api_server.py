@@ -1,4 +1,5 @@
-"""Answers /health and one streamed chat, writes counters, keeps a child as an engine would.
+"""Answers /health and one streamed chat, writes counters, keeps a child as an engine would. It says
+that each character of a question is a token.
 
 FAKE_VLLM says how to behave: "well", "broken" (ends during the start), "idle" (counts nothing),
 "slow" (never ready).
@@ -29,13 +30,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        length = len(asked["messages"][0]["content"])
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for word in ("ka", " lo", " mi"):
             self.chunk(choices=[{"index": 0, "delta": {"content": word}, "finish_reason": None}])
-        usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        usage = {"prompt_tokens": length, "completion_tokens": 3, "total_tokens": length + 3}
         self.chunk(choices=[], usage=usage)
         self.wfile.write(b"data: [DONE]\n\n")
         report(107)
@@ -52,6 +54,7 @@ def main() -> None:
     port = int(sys.argv[sys.argv.index("--port") + 1])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     Path(os.environ["FAKE_VLLM_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
+    print(f"INFO MATE_PLUGIN_CONFIG={os.environ.get('MATE_PLUGIN_CONFIG')}", flush=True)
     print("INFO Resolved architecture: DeepseekV3ForCausalLM", flush=True)
     if MODE == "broken":
         print("ValueError: the seam came apart", flush=True)
