@@ -1,4 +1,4 @@
-"""One valid call of each GEMM, and how a spoilt one must fail."""
+"""One valid call of each published function, and how a spoilt one must fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from gemm_cases import BF16, E4M3, Maker, bits, ceil_div
 
-from mate_plugin.kernels import deep_gemm, gemm
+from mate_plugin.kernels import deep_gemm, gemm, sparse_mla
 
 T, E, N, K = 8, 3, 130, 260  # rows, experts, outputs, inputs
 KB, NB = ceil_div(K, 128), ceil_div(N, 128)
@@ -154,6 +154,21 @@ def deep_k_grouped() -> Arguments:
     }
 
 
+def sparse_attention(**selections: torch.Tensor) -> Arguments:
+    make = Maker(12)
+    return {
+        "q": make.normal(T, 3, 48, dtype=BF16),
+        "kv_cache": make.normal(5, 16, 48, dtype=BF16),
+        "indices": None,
+        **selections,
+        "block_table": i32(0, 1, 4, 2).view(2, 2),
+        "request_of_token": i32(0, 1, 0, -1, 1, 1, 0, 1),
+        "value_dim": 32,
+        "scale": 0.1,
+        "out": torch.full((T, 3, 32), 3.0),
+    }
+
+
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "ragged_m_moe_gemm_8bit": (gemm.ragged_m_moe_gemm_8bit, lambda: ragged_m("8bit")),
     "ragged_m_moe_gemm_w8a16": (gemm.ragged_m_moe_gemm_w8a16, lambda: ragged_m("w8a16")),
@@ -171,6 +186,14 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "m_grouped_contiguous": (deep_gemm.m_grouped_fp8_gemm_nt_contiguous, deep_contiguous),
     "m_grouped_masked": (deep_gemm.m_grouped_fp8_gemm_nt_masked, deep_masked),
     "k_grouped": (deep_gemm.k_grouped_fp8_gemm_tn_contiguous, deep_k_grouped),
+    "sparse_mla": (
+        sparse_mla.sparse_mla,
+        lambda: sparse_attention(indices=Maker(13).integers(-1, 32, T, 7)),
+    ),
+    "prefix_mla": (
+        sparse_mla.sparse_mla,
+        lambda: sparse_attention(lengths=i32(0, 1, 32, 5, 9, 16, 17, 31)),
+    ),
 }
 
 RAGGED_M = [name for name in CALLS if name.startswith("ragged_m")]

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "cpu/parallel.h"
 #include "cpu/schedule.h"
 #include "indexer_params.h"
+#include "mla_params.h"
 #include "params.h"
 #include "piece_params.h"
 
@@ -27,6 +29,7 @@ namespace {
 #include "cpu/indexer.inl"
 #include "cpu/quant.inl"
 #include "cpu/moe.inl"
+#include "cpu/sparse_mla.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
 }  // namespace
@@ -35,7 +38,7 @@ namespace {
 #define MATE_QUOTE(x) MATE_QUOTE_(x)
 extern const Kernels kKernels;
 const Kernels kKernels{
-    MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, silu_and_mul, quantise, permute, unpermute,
-    multiply_adds,        read_memory,
+    MATE_QUOTE(MATE_ISA), grouped_gemm,  indexer_scores, silu_and_mul, quantise, permute, unpermute,
+    sparse_mla,           multiply_adds, read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "indexer_params.h"
+#include "mla_params.h"
 #include "params.h"
 #include "piece_params.h"
 
@@ -15,6 +16,7 @@ struct Kernels {
   void (*quantise)(const Quantise&);
   void (*permute)(const Permute&);
   void (*unpermute)(const Unpermute&);
+  void (*sparse_mla)(const SparseMla&);
   int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
   void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);
 };
