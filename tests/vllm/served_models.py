@@ -3,11 +3,13 @@
 Random models amplify the last bit: a router's near-tie swaps experts and moves every logit. The
 weights that lead back into the residual are therefore scaled down by powers of two, and DeepSeek's
 router gets biases that set its experts apart (its bf16 scores would often be equal otherwise).
+The norm of an indexer's keys gets weights and a bias, which a model that left them out would miss.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,63 @@ from mate_plugin.demo.checkpoint import write_checkpoint
 # Sizes where N and K of the experts' matrices end in partial blocks.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek-v3": {},
+    "deepseek-v3.2": {},
     "qwen3-moe": {"moe_intermediate_size": 192},
 }
-CALM = {"deepseek-v3": 0.125, "qwen3-moe": 0.5}
-BIAS_SPREAD = 0.5
+# Factors of o_proj and of the down-projections. V3.2's experts are calmer and further apart: the
+# noise of swapped ones is to stay below what a wrong selection does to the logits.
+CALM = {"deepseek-v3": (0.125, 0.125), "deepseek-v3.2": (0.125, 0.03125), "qwen3-moe": (0.5, 0.5)}
+BIAS_SPREAD = {"deepseek-v3": 0.5, "deepseek-v3.2": 2.0, "qwen3-moe": 0.0}
+K_NORM_SPREAD = 0.5
 
 
-def write_twins(root: Path, family: str) -> dict[str, Path]:
-    """Folders by "fp8" and "bf16"; scales are powers of two, so that bf16 holds exact products."""
+def write_twins(
+    root: Path, family: str, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Path]:
+    """Folders by "fp8" and "bf16"; scales are powers of two, so that bf16 holds exact products.
+
+    The twin of a DeepSeek-V3.2 is a DeepSeek-V3, which attends to every token: the same model as
+    long as no sequence is longer than index_topk.
+    """
     folders = {}
+    changes = OVERRIDES[family] | dict(overrides or {})
     for quant in ("fp8", "bf16"):
         folder = root / f"{family}-{quant}"
-        write_checkpoint(folder, family, quant, pow2_scales=True, overrides=OVERRIDES[family])
+        write_checkpoint(folder, family, quant, pow2_scales=True, overrides=changes)
         path = folder / "model.safetensors"
-        save_file(_calmed(load_file(path), CALM[family]), path, metadata={"format": "pt"})
+        weights = _calmed(load_file(path), family)
+        if quant == "bf16" and family == "deepseek-v3.2":
+            weights = _dense(folder, weights)
+        save_file(weights, path, metadata={"format": "pt"})
         folders[quant] = folder
     return folders
 
 
-def _calmed(weights: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+def _dense(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without those of the indexer; config.json becomes that of a DeepSeek-V3."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    kept = {key: value for key, value in config.items() if not key.startswith("index_")}
+    path.write_text(json.dumps(kept, indent=2))
+    return {name: tensor for name, tensor in weights.items() if ".indexer." not in name}
+
+
+def _calmed(weights: dict[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
     chance = torch.Generator().manual_seed(1)
+    factors = dict(zip(("o_proj", "down_proj"), CALM[family], strict=True))
     for name in sorted(weights):
         if name.endswith("e_score_correction_bias"):
             shape = weights[name].shape
-            weights[name] = torch.randn(shape, generator=chance) * BIAS_SPREAD
+            weights[name] = torch.randn(shape, generator=chance) * BIAS_SPREAD[family]
+        if ".indexer.k_norm." in name:
+            drawn = torch.randn(weights[name].shape, generator=chance) * K_NORM_SPREAD
+            weights[name] = (weights[name] + drawn).to(weights[name].dtype)
         # FP8 weights are scaled through their scales, and stay as they are themselves.
-        leads_back = "down_proj" in name or "o_proj" in name
-        if leads_back and (name.endswith("_scale_inv") or name + "_scale_inv" not in weights):
-            weights[name] = weights[name] * factor
+        for leads_back, factor in factors.items():
+            scales = name.endswith("_scale_inv") or name + "_scale_inv" not in weights
+            if leads_back in name and scales:
+                weights[name] = weights[name] * factor
     return weights
 
 
@@ -72,6 +103,9 @@ def expected_layers(folder: Path) -> dict[tuple[str, str], int]:
     add("linear", f"{low}x{hidden}", layers)
     add("linear", f"{query}x{c['q_lora_rank']}", layers)
     add("linear", kv_b_shape(c), layers)
+    if "index_topk" in c:
+        # wk and weights_proj are one bf16 layer.
+        add("linear", f"{c['index_n_heads'] * c['index_head_dim']}x{c['q_lora_rank']}", layers)
     add("linear", f"{hidden}x{heads * c['v_head_dim']}", layers)
     add("linear", f"{2 * c['intermediate_size']}x{hidden}", dense)
     add("linear", f"{hidden}x{c['intermediate_size']}", dense)
@@ -83,8 +117,11 @@ def expected_layers(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def kv_b_shape(config: dict[str, Any]) -> str:
-    """MLA's kv_b_proj, which runs in prompts only: later tokens use its weight in another form."""
-    if config["model_type"] != "deepseek_v3":
+    """MLA's kv_b_proj, which runs in prompts only: later tokens use its weight in another form.
+
+    Attention to selected tokens uses that form for every token.
+    """
+    if "kv_lora_rank" not in config:
         return ""
     rows = config["num_attention_heads"] * (config["qk_nope_head_dim"] + config["v_head_dim"])
     return f"{rows}x{config['kv_lora_rank']}"

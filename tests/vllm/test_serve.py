@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from served_models import expected_layers, kv_b_shape, write_twins
-from torch_model import BLOCK, Model
+from torch_model import Model
+from torch_ops import BLOCK
 from vllm_server import NEW_TOKENS, Answer, Server, prompts, read_reports
 
 pytestmark = [
