@@ -11,6 +11,7 @@ import torch
 from gemm_cases import BF16, E4M3, Maker, bits, ceil_div
 
 from mate_plugin.kernels import deep_gemm, gemm, sparse_mla
+from mate_plugin.kernels.topk import top_k
 
 T, E, N, K = 8, 3, 130, 260  # rows, experts, outputs, inputs
 KB, NB = ceil_div(K, 128), ceil_div(N, 128)
@@ -169,6 +170,16 @@ def sparse_attention(**selections: torch.Tensor) -> Arguments:
     }
 
 
+def largest() -> Arguments:
+    return {
+        "logits": Maker(12).normal(T, N),
+        "lengths": i32(0, 1, 5, 9, N, N, 100, 30),
+        "k": 6,
+        "starts": i32(0, 0, 5, 2, 0, 77, 0, 10),
+        "out": torch.full((T, 6), 3, dtype=torch.int32),
+    }
+
+
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "ragged_m_moe_gemm_8bit": (gemm.ragged_m_moe_gemm_8bit, lambda: ragged_m("8bit")),
     "ragged_m_moe_gemm_w8a16": (gemm.ragged_m_moe_gemm_w8a16, lambda: ragged_m("w8a16")),
@@ -194,6 +205,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
         sparse_mla.sparse_mla,
         lambda: sparse_attention(lengths=i32(0, 1, 32, 5, 9, 16, 17, 31)),
     ),
+    "top_k": (top_k, largest),
 }
 
 RAGGED_M = [name for name in CALLS if name.startswith("ragged_m")]

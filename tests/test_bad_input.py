@@ -18,12 +18,27 @@ from mate_plugin.kernels import gemm
 
 # Written tensors, index tensors, one element of any rank, tensors of any strides, may be None.
 WRITTEN = ("out", "d", "signal", "output_scale")
-INDICES = ("ragged_tokens_info", "masked_tokens_info", "grouped_layout", "masked_m")
-INDICES += ("request_of_token", "lengths")
-# Sizes that nothing else fixes.
-FREE = {"kv_cache": (0, 1), "indices": (1,), "block_table": (0, 1)}
+INDICES = (
+    "ragged_tokens_info",
+    "masked_tokens_info",
+    "grouped_layout",
+    "masked_m",
+    "request_of_token",
+    "lengths",
+    "starts",
+)
 ONE = {("bmm_fp8", "b_scale"), ("bmm_fp8", "output_scale")}
 ANY_STRIDES = {*ONE, ("bmm_fp8", "a_scale"), ("k_grouped", "c")}
+# Sizes that nothing else depends on.
+FREE = {
+    ("top_k", "logits", 1),
+    *(
+        (call, name, dim)
+        for call in ("sparse_mla", "prefix_mla")
+        for name, dims in (("kv_cache", (0, 1)), ("indices", (1,)), ("block_table", (0, 1)))
+        for dim in dims
+    ),
+}
 OPTIONAL = {
     **{name: ("out", "signal") for name in CALLS if name.startswith("masked")},
     "bmm_fp16": ("out", "c"),
@@ -34,6 +49,7 @@ OPTIONAL = {
     "k_grouped": ("c",),
     "sparse_mla": ("indices", "out"),
     "prefix_mla": ("lengths", "out"),
+    "top_k": ("starts", "out"),
 }
 
 
@@ -83,7 +99,9 @@ def test_size(call: str, name: str) -> None:
     """A wrong size is found where it contradicts an earlier argument."""
     arguments = CALLS[call][1]()
     x = dict(tensors(arguments))[name]
-    for dim in set(range(x.dim())) - set(FREE.get(name, ())):
+    for dim in range(x.dim()):
+        if (call, name, dim) in FREE:
+            continue
         twice = torch.cat([x.to(F32), x.to(F32)], dim).to(x.dtype)
         if (call, name) == ("bmm_fp8", "b"):
             twice = twice.mT.contiguous().mT

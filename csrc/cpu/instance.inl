@@ -7,6 +7,7 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "cpu/fp8.h"
 #include "cpu/isa.h"
@@ -16,6 +17,7 @@
 #include "mla_params.h"
 #include "params.h"
 #include "piece_params.h"
+#include "topk_params.h"
 
 // A namespace of its own for each instruction set: the linker must never merge their templates.
 namespace mate::cpu::MATE_ISA {
@@ -27,6 +29,8 @@ namespace {
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
 #include "cpu/indexer.inl"
+#include "cpu/radix.inl"
+#include "cpu/topk.inl"
 #include "cpu/quant.inl"
 #include "cpu/moe.inl"
 #include "cpu/sparse_mla.inl"
@@ -38,7 +42,8 @@ namespace {
 #define MATE_QUOTE(x) MATE_QUOTE_(x)
 extern const Kernels kKernels;
 const Kernels kKernels{
-    MATE_QUOTE(MATE_ISA), grouped_gemm,  indexer_scores, silu_and_mul, quantise, permute, unpermute,
+    MATE_QUOTE(MATE_ISA), grouped_gemm,  indexer_scores, top_k,
+    silu_and_mul,         quantise,      permute,        unpermute,
     sparse_mla,           multiply_adds, read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA

@@ -5,6 +5,7 @@
 #include "mla_params.h"
 #include "params.h"
 #include "piece_params.h"
+#include "topk_params.h"
 
 namespace mate::cpu {
 
@@ -12,6 +13,7 @@ struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
   void (*indexer_scores)(const IndexerScores&);
+  void (*top_k)(const TopK&);
   void (*silu_and_mul)(const SiluAndMul&);
   void (*quantise)(const Quantise&);
   void (*permute)(const Permute&);

@@ -221,3 +221,30 @@ inline void store16_in_range(uint8_t* p, const Vec (&x)[2]) {
   }
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves[0], halves[1]));
 }
+
+// Bit i: lane i of x is not less than that of y, as NaN never is.
+inline unsigned not_less(Vec x, Vec y) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NLT_UQ));
+}
+
+// Numbers of the bits set in each byte, ascending, one to a byte.
+struct BitNumbers {
+  uint64_t of[256];
+  constexpr BitNumbers() : of() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int bit = 0, at = 0; bit < 8; ++bit) {
+        if (mask >> bit & 1) of[mask] |= static_cast<uint64_t>(bit) << 8 * at++;
+      }
+    }
+  }
+};
+constexpr BitNumbers kBitNumbers;
+
+// Writes first + i for each bit i of mask, ascending, and returns how many; what else it writes is
+// within kLanes elements.
+inline int put_lanes(int32_t* to, unsigned mask, int32_t first) {
+  __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kBitNumbers.of + mask));
+  __m256i lanes = _mm256_add_epi32(_mm256_cvtepu8_epi32(bits), _mm256_set1_epi32(first));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lanes);
+  return __builtin_popcount(mask);
+}

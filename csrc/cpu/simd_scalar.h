@@ -129,3 +129,21 @@ template <DType type>
 inline void store16_in_range(uint8_t* p, const Vec (&x)[4]) {
   for (int i = 0; i < 4; ++i) store_fp8<type>(p + i * kLanes, x[i]);
 }
+
+// Bit i: lane i of x is not less than that of y, as NaN never is.
+inline unsigned not_less(Vec x, Vec y) {
+  unsigned mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<unsigned>(!(x.x[i] < y.x[i])) << i;
+  return mask;
+}
+
+// Writes first + i for each bit i of mask, ascending, and returns how many; what else it writes is
+// within kLanes elements.
+inline int put_lanes(int32_t* to, unsigned mask, int32_t first) {
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    to[count] = first + i;
+    count += mask >> i & 1;
+  }
+  return count;
+}
