@@ -41,6 +41,7 @@ struct IndexerScores {
   const char* q;  // [batch, rows, heads, depth], last dimension contiguous
   DType q_type;
   int64_t q_stride[3];  // bytes
+  // rows is 0 where units number the rows through all sequences (and q_stride[0] is 0).
   int64_t batch, rows, heads, depth;
   const float* weights;  // [batch * rows, heads]
   int64_t weight_stride[2];

@@ -11,6 +11,7 @@ import torch
 from gemm_cases import BF16, E4M3, Maker, bits, ceil_div
 
 from mate_plugin.kernels import deep_gemm, gemm, sparse_mla
+from mate_plugin.kernels.index_topk import index_topk
 from mate_plugin.kernels.topk import top_k
 
 T, E, N, K = 8, 3, 130, 260  # rows, experts, outputs, inputs
@@ -180,6 +181,23 @@ def largest() -> Arguments:
     }
 
 
+def indexed() -> Arguments:
+    make = Maker(13)
+    cache = make.integers(0, 120, 5, 64, 1, 36).to(torch.uint8)
+    cache.view(5, -1)[:, 64 * 32 :] = make.scale(5, 64).view(torch.uint8)
+    return {
+        "q": make.normal(T, 4, 32, dtype=E4M3),
+        "kv_cache": cache,
+        "weights": make.normal(T, 4),
+        "query_start_loc": i32(0, 1, 7),
+        "context_lens": i32(100, 130),
+        "block_table": i32(4, 2, 0, 1, 3, 0).view(2, 3),
+        "k": 20,
+        "budget": 4096,
+        "out": torch.full((T, 20), 3, dtype=torch.int32),
+    }
+
+
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "ragged_m_moe_gemm_8bit": (gemm.ragged_m_moe_gemm_8bit, lambda: ragged_m("8bit")),
     "ragged_m_moe_gemm_w8a16": (gemm.ragged_m_moe_gemm_w8a16, lambda: ragged_m("w8a16")),
@@ -206,6 +224,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
         lambda: sparse_attention(lengths=i32(0, 1, 32, 5, 9, 16, 17, 31)),
     ),
     "top_k": (top_k, largest),
+    "index_topk": (index_topk, indexed),
 }
 
 RAGGED_M = [name for name in CALLS if name.startswith("ragged_m")]

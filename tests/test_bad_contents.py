@@ -13,6 +13,7 @@ from api_calls import (
     RAGGED_M,
     Arguments,
     E,
+    N,
     T,
     expect,
     fp8_pair,
@@ -61,6 +62,16 @@ CONTENTS: list[tuple[str, Arguments, str]] = [
     ("m_grouped_contiguous", {"grouped_layout": i32(0, 1, 2, 3, 0, 0, 0, 0)}, "got 3 at row 3"),
     ("m_grouped_masked", {"masked_m": i32(0, 0, T + 1)}, "a count from 0"),
     ("k_grouped", {"grouped_layout": i32(5, 0, 3)}, r"\[3, 0, 5\] \(ks_cpu\)"),
+    *(("top_k", {"lengths": i32(*[bad] * T)}, f"got {bad} at row 0") for bad in (-1, N + 1)),
+    *(("top_k", {"starts": i32(*[bad] * T)}, f"got {bad} at row 0") for bad in WILD[:2]),
+    *(
+        ("index_topk", {"query_start_loc": i32(*starts)}, "got")
+        for starts in ((1, 2, 3), (0, 5, 4), (0, 1, T + 1), (0, 2**31 - 1, -5))
+    ),
+    *(
+        ("index_topk", {"context_lens": i32(*lens)}, "got")
+        for lens in ((100, 5), (-1, 130), (-(2**31), 130))
+    ),
 ]
 
 

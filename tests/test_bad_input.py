@@ -26,9 +26,11 @@ INDICES = (
     "request_of_token",
     "lengths",
     "starts",
+    "query_start_loc",
+    "context_lens",
 )
 ONE = {("bmm_fp8", "b_scale"), ("bmm_fp8", "output_scale")}
-ANY_STRIDES = {*ONE, ("bmm_fp8", "a_scale"), ("k_grouped", "c")}
+ANY_STRIDES = {*ONE, ("bmm_fp8", "a_scale"), ("k_grouped", "c"), ("index_topk", "weights")}
 # Sizes that nothing else depends on.
 FREE = {
     ("top_k", "logits", 1),
@@ -38,6 +40,9 @@ FREE = {
         for name, dims in (("kv_cache", (0, 1)), ("indices", (1,)), ("block_table", (0, 1)))
         for dim in dims
     ),
+    ("index_topk", "kv_cache", 0),
+    ("index_topk", "kv_cache", 1),
+    ("index_topk", "block_table", 1),
 }
 OPTIONAL = {
     **{name: ("out", "signal") for name in CALLS if name.startswith("masked")},
@@ -50,6 +55,7 @@ OPTIONAL = {
     "sparse_mla": ("indices", "out"),
     "prefix_mla": ("lengths", "out"),
     "top_k": ("starts", "out"),
+    "index_topk": ("out",),
 }
 
 

@@ -1,12 +1,12 @@
 // Entry points of the lightning indexer: tensors to plain structs, one call. Arguments were checked
 // in Python (mate_plugin/kernels/mqa_logits.py). Contents of index tensors are cut to what exists
 // and never followed outside.
+#include "api/indexer.h"
+
 #include <algorithm>
 #include <vector>
 
-#include "api/entry.h"
 #include "cpu/indexer_schedule.h"
-#include "indexer_params.h"
 
 namespace mate::api {
 namespace {
@@ -25,36 +25,20 @@ int64_t visible(const TensorView& context_lens, int64_t b, int64_t j, int64_t ne
 
 IndexerScores problem(const TensorView& q, int64_t q_tag, const TensorView& weights,
                       const TensorView& out, bool clean, double clean_value, int64_t num_threads) {
-  IndexerScores p{};
-  const int d = q.ndim() - 3;
-  p.q = data<const char>(q);
-  p.q_type = static_cast<DType>(q_tag);
-  p.q_stride[0] = d > 0 ? q.stride(0) : 0;  // one byte an element
-  p.q_stride[1] = q.stride(d);
-  p.q_stride[2] = q.stride(d + 1);
-  p.batch = d > 0 ? q.size(0) : 1;
-  p.rows = q.size(d);
-  p.heads = q.size(d + 1);
-  p.depth = q.size(d + 2);
-  p.weights = data<const float>(weights);
-  p.weight_stride[0] = weights.stride(0);
-  p.weight_stride[1] = weights.stride(1);
+  IndexerScores p = score_problem(q, q_tag, weights, num_threads);
   p.out = data<float>(out);
   p.out_stride = out.stride(0);
   p.columns = out.size(1);
   p.clean = clean;
   p.clean_value = static_cast<float>(clean_value);
-  p.num_threads = static_cast<int>(num_threads);
   return p;
 }
 
-void run(IndexerScores& p, const std::vector<TokenRange>& ranges) {
-  p.ranges = ranges.data();
-  p.num_threads = cpu::useful_threads(p);
-  const std::vector<ScoreUnit> units = cpu::score_units(p);
-  p.units = units.data();
-  p.num_units = static_cast<int64_t>(units.size());
-  kernels().indexer_scores(p);
+void run(const IndexerScores& p, const std::vector<TokenRange>& ranges) {
+  std::vector<cpu::RowRun> runs;
+  runs.reserve(p.batch);
+  for (int64_t s = 0; s < p.batch; ++s) runs.push_back({s, 0, p.rows});
+  cpu::run_scores(kernels(), p, ranges, runs);
 }
 
 void paged_mqa_metadata(TensorView context_lens, TensorView out, int64_t block_kv,
@@ -79,18 +63,8 @@ void paged_mqa_logits(TensorView q, TensorView cache, TensorView weights, Tensor
                       double clean_value, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("paged_mqa_logits");
   IndexerScores p = problem(q, q_tag, weights, out, clean, clean_value, num_threads);
-  Keys& k = p.keys;
-  k.codes = data<const char>(cache);
-  k.type = DType::kE4M3;
-  k.block_size = cache.size(1);
-  k.row_stride = p.depth;
-  k.scales = k.codes + k.block_size * p.depth;
-  k.scale_stride = 1;
-  k.num_blocks = cache.size(0);
-  k.block_stride = cache.stride(0);
-  k.block_table = data<const int32_t>(block_table);
-  k.table_stride = block_table.stride(0);
-  const int64_t most = std::min(p.columns, block_table.size(1) * k.block_size);
+  p.keys = paged_keys(cache, block_table, p.depth);
+  const int64_t most = std::min(p.columns, block_table.size(1) * p.keys.block_size);
   std::vector<TokenRange> ranges;
   ranges.reserve(p.batch * p.rows);
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -130,4 +104,40 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(paged_mqa_logits, paged_mqa_logits);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(mqa_logits, mqa_logits);
 
 }  // namespace
+
+IndexerScores score_problem(const TensorView& q, int64_t q_tag, const TensorView& weights,
+                            int64_t num_threads) {
+  IndexerScores p{};
+  const int d = q.ndim() - 3;
+  p.q = data<const char>(q);
+  p.q_type = static_cast<DType>(q_tag);
+  p.q_stride[0] = d > 0 ? q.stride(0) : 0;  // one byte an element
+  p.q_stride[1] = q.stride(d);
+  p.q_stride[2] = q.stride(d + 1);
+  p.batch = d > 0 ? q.size(0) : 1;
+  p.rows = q.size(d);
+  p.heads = q.size(d + 1);
+  p.depth = q.size(d + 2);
+  p.weights = data<const float>(weights);
+  p.weight_stride[0] = weights.stride(0);
+  p.weight_stride[1] = weights.stride(1);
+  p.num_threads = static_cast<int>(num_threads);
+  return p;
+}
+
+Keys paged_keys(const TensorView& cache, const TensorView& block_table, int64_t depth) {
+  Keys k{};
+  k.codes = data<const char>(cache);
+  k.type = DType::kE4M3;
+  k.block_size = cache.size(1);
+  k.row_stride = depth;
+  k.scales = k.codes + k.block_size * depth;
+  k.scale_stride = 1;
+  k.num_blocks = cache.size(0);
+  k.block_stride = cache.stride(0);
+  k.block_table = data<const int32_t>(block_table);
+  k.table_stride = block_table.stride(0);
+  return k;
+}
+
 }  // namespace mate::api

@@ -25,19 +25,18 @@ TokenRange hull(const TokenRange* ranges, int64_t rows) {
   return all;
 }
 
-}  // namespace
-
-std::vector<ScoreUnit> score_units(const IndexerScores& p) {
+// Units that cover the visible tokens of every row; first tokens are multiples of kKeyGroup.
+std::vector<ScoreUnit> score_units(const IndexerScores& p, const std::vector<RowRun>& runs) {
   const int64_t row_bytes = std::max<int64_t>(1, p.heads * p.depth * sizeof(float));
   const int64_t rows = std::min(kMaxRows, std::max<int64_t>(1, kQueryBytes / row_bytes));
   std::vector<ScoreUnit> wholes;
   int64_t tokens = 0;
-  for (int64_t s = 0; s < p.batch; ++s) {
-    for (int64_t r = 0; r < p.rows; r += rows) {
-      int64_t count = std::min(rows, p.rows - r);
-      TokenRange seen = hull(p.ranges + s * p.rows + r, count);
+  for (const RowRun& run : runs) {
+    for (int64_t r = 0; r < run.count; r += rows) {
+      const int64_t first = run.first + r, count = std::min(rows, run.count - r);
+      TokenRange seen = hull(p.ranges + run.sequence * p.rows + first, count);
       if (seen.end == 0) continue;
-      wholes.push_back({s, r, count, seen.first, seen.end});
+      wholes.push_back({run.sequence, first, count, seen.first, seen.end});
       tokens += seen.end - seen.first;
     }
   }
@@ -54,13 +53,25 @@ std::vector<ScoreUnit> score_units(const IndexerScores& p) {
   return units;
 }
 
-int useful_threads(const IndexerScores& p) {
-  const int64_t rows = p.batch * p.rows;
-  int64_t work = p.clean ? rows * p.columns : 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    work += std::max<int64_t>(0, p.ranges[i].end - p.ranges[i].first) * p.heads * p.depth;
+// At most p.num_threads, one where there is little to do.
+int useful_threads(const IndexerScores& p, const std::vector<TokenRange>& ranges) {
+  int64_t work = p.clean ? p.batch * p.rows * p.columns : 0;
+  for (const TokenRange& seen : ranges) {
+    work += std::max<int64_t>(0, seen.end - seen.first) * p.heads * p.depth;
   }
   return static_cast<int>(std::min<int64_t>(p.num_threads, 1 + work / kWorkPerThread));
+}
+
+}  // namespace
+
+void run_scores(const Kernels& kernels, IndexerScores p, const std::vector<TokenRange>& ranges,
+                const std::vector<RowRun>& runs) {
+  p.ranges = ranges.data();
+  p.num_threads = useful_threads(p, ranges);
+  const std::vector<ScoreUnit> units = score_units(p, runs);
+  p.units = units.data();
+  p.num_units = static_cast<int64_t>(units.size());
+  kernels.indexer_scores(p);
 }
 
 void split_segments(const int64_t* lengths, int64_t batch, int64_t segment, int64_t processors,

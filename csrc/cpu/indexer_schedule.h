@@ -3,15 +3,20 @@
 
 #include <vector>
 
+#include "cpu/isa.h"
 #include "indexer_params.h"
 
 namespace mate::cpu {
 
-// Units that cover the visible tokens of every row; first tokens are multiples of kKeyGroup.
-std::vector<ScoreUnit> score_units(const IndexerScores& p);
+// Query rows [first, first + count) of one sequence.
+struct RowRun {
+  int64_t sequence, first, count;
+};
 
-// Threads that pay for being woken: at most p.num_threads, one where there is little to do.
-int useful_threads(const IndexerScores& p);
+// The scores of some rows: each row's visible tokens are ranges[sequence * p.rows + row]. Cut into
+// units so that all threads have work, on as many threads as pay for being woken.
+void run_scores(const Kernels& kernels, IndexerScores p, const std::vector<TokenRange>& ranges,
+                const std::vector<RowRun>& runs);
 
 // The work list holds every segment of `segment` tokens of every sequence, in order. Processor p
 // of `processors` starts at start[2p] = sequence, start[2p + 1] = its segment; counts differ by at

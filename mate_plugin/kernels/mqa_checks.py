@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,6 +38,20 @@ check_flat = contract(
     "out: f32 [S, COLUMNS] out optional",
     where={"COLUMNS": "max_seqlen_k if max_seqlen_k > 0 else T"},
 )
+_SELECT = {
+    dims: contract(
+        "index_topk",
+        "q: fp8 [T, H, D] rows",
+        f"kv_cache: u8 {shape}",
+        "weights: f32 [T, H]",
+        "context_lens: i32 [B]",
+        "query_start_loc: i32 [STARTS]",
+        "block_table: i32 [B, MAX_BLOCKS] rows",
+        "out: i32 [T, K] out optional",
+        where={"FUSED": "D + 4", "STARTS": "B + 1", "K": "k"},
+    )
+    for dims, shape in ((3, "[BLOCKS, BLOCK, FUSED]"), (4, "[BLOCKS, BLOCK, 1, FUSED]"))
+}
 
 DEPTH_UNIT = 16
 SMALLEST_BLOCK = 16
@@ -56,6 +71,15 @@ def check_paged(q: Any, cache: Any, weights: Any, context_lens: Any, *others: An
             "schedule_meta: expected shape (num_mps + 1, 2) for at least one processor,"
             f" got {tuple(schedule_meta.shape)}"
         )
+
+
+def check_select(
+    q: Any, cache: Any, weights: Any, query_start_loc: Any, context_lens: Any, *others: Any
+) -> None:
+    """The tensors of the fused scores and selection fit together."""
+    # Whatever is neither of three nor of four dimensions is explained by the contract of four.
+    dims = 3 if isinstance(cache, torch.Tensor) and cache.dim() == 3 else 4
+    _SELECT[dims](q, cache, weights, context_lens, query_start_loc, *others)
 
 
 def _rank(context_lens: Any) -> int:
@@ -87,19 +111,27 @@ def check_clean(clean_logits: Any, clean_value: Any) -> None:
         raise TypeError(f"clean_value: expected a number, got {describe(clean_value)}")
 
 
-def check_cache(cache: torch.Tensor) -> None:
-    """Each block is contiguous; blocks may be apart."""
-    num_blocks, block, _, width = cache.shape
-    check_block("fused_kv_cache: block size", block)
+def check_cache(name: str, cache: torch.Tensor) -> None:
+    """Each block (num_blocks, block, ..., D + 4) is contiguous; blocks may be apart."""
+    num_blocks, block, *_, width = cache.shape
+    check_block(f"{name}: block size", block)
     stride = cache.stride()
-    if stride[1] != width or stride[3] != 1:
+    if stride[1] != width or stride[-1] != 1:
         raise ValueError(
-            "fused_kv_cache: expected each block to be contiguous,"
+            f"{name}: expected each block to be contiguous,"
             f" got strides {stride} for shape {tuple(cache.shape)}"
         )
     if num_blocks > 1 and stride[0] % 4:
+        raise ValueError(f"{name}: expected stride(0) to be a multiple of 4, got {stride[0]}")
+
+
+def check_budget(budget: Any, k: int, block: int) -> None:
+    """Bytes of logits: k values and a run of four blocks of tokens, at least."""
+    integer("budget", budget, 0, optional=False)
+    least = 4 * (k + 4 * block)
+    if budget < least:
         raise ValueError(
-            f"fused_kv_cache: expected stride(0) to be a multiple of 4, got {stride[0]}"
+            f"budget: expected at least {least} bytes for one row of k = {k}, got {budget}"
         )
 
 
@@ -118,10 +150,40 @@ def check_lens(context_lens: torch.Tensor, most: int, table_width: int, block: i
                 f"context_lens: expected at most max_context_len = {most} tokens,"
                 f" got {length} for request {request}"
             )
+    check_table_width(context_lens, table_width, block)
+
+
+def check_table_width(context_lens: torch.Tensor, table_width: int, block: int) -> None:
+    """Every length fits the block table."""
+    for request, length in enumerate(_longest(context_lens)):
         if length > table_width * block:
             raise ValueError(
                 f"block_table: expected {ceil_div(length, block)} blocks of {block} tokens for"
                 f" request {request} of {length} tokens, got {table_width} columns"
+            )
+
+
+def check_query_rows(
+    query_start_loc: torch.Tensor, context_lens: torch.Tensor, num_rows: int
+) -> None:
+    """Requests follow each other within the rows, and none has more rows than tokens.
+
+    A length of 0 stands for a request that is not there, whatever its rows.
+    """
+    starts = query_start_loc.tolist()
+    if starts[0] != 0:
+        raise ValueError(f"query_start_loc: expected 0 for request 0, got {starts[0]}")
+    for request, (first, end) in enumerate(pairwise(starts)):
+        if end < first or end > num_rows:
+            raise ValueError(
+                f"query_start_loc: expected offsets from 0 to {num_rows} that do not fall,"
+                f" got {end} after {first} at the end of request {request}"
+            )
+        length = int(context_lens[request])
+        if length != 0 and length < end - first:
+            raise ValueError(
+                f"context_lens: expected at least {end - first} tokens for the query rows of"
+                f" request {request}, got {length}"
             )
 
 

@@ -132,7 +132,7 @@ def fp8_paged_mqa_logits(
         max_context_len,
     )
     check_depth(q)
-    check_cache(fused_kv_cache)
+    check_cache("fused_kv_cache", fused_kv_cache)
     if index_checks_enabled():
         block, columns = fused_kv_cache.shape[1], block_table.shape[1]
         check_lens(context_lens, max_context_len, columns, block)

@@ -63,6 +63,43 @@ def paged_mqa_logits(
     return logits.view(batch * next_n, max_context_len)
 
 
+def ragged_logits(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    weights: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_table: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The logits that each query row of ``index_topk`` sees, float64 (tokens,); none of padding."""
+    if kv_cache.dim() == 3:
+        kv_cache = kv_cache.unsqueeze(2)
+    starts = query_start_loc.tolist()
+    rows = [torch.empty(0, dtype=torch.float64)] * q.shape[0]
+    for b, length in enumerate(context_lens.tolist()):
+        first, end = starts[b], starts[b + 1]
+        logits = paged_mqa_logits(
+            q[None, first:end],
+            kv_cache,
+            weights[first:end],
+            context_lens[b : b + 1],
+            block_table[b : b + 1],
+            max(length, 0),
+        )
+        for row in range(first, end):
+            rows[row] = logits[row - first, : max(0, length - end + row + 1)]
+    return rows
+
+
+def index_topk(logits: list[torch.Tensor], k: int) -> torch.Tensor:
+    """What ``index_topk`` selects from the logits of each row: larger ones first, then earlier."""
+    out = torch.full((len(logits), k), -1, dtype=torch.int32)
+    for row, values in enumerate(logits):
+        best = torch.sort(values, descending=True, stable=True).indices[:k]
+        out[row, : len(best)] = best.sort().values.int()
+    return out
+
+
 def mqa_logits(
     q: torch.Tensor,
     kv: tuple[torch.Tensor, torch.Tensor],
