@@ -33,6 +33,7 @@ namespace {
 #include "cpu/topk.inl"
 #include "cpu/quant.inl"
 #include "cpu/moe.inl"
+#include "cpu/mla_tiles.inl"
 #include "cpu/sparse_mla.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
