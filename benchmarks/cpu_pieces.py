@@ -1,14 +1,12 @@
-"""The memory-bound pieces of a MoE layer and the indexer's scores on a CPU.
+"""The memory-bound pieces of a MoE layer on a CPU.
 
     python benchmarks/cpu_pieces.py
 
-Pieces count bytes read plus bytes written and stand beside a copy by torch; scores count
-multiply-adds and stand beside the same scores by torch. Medians on random data.
+Pieces count bytes read plus bytes written and stand beside a copy by torch. Medians on random data.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -17,12 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import median_seconds
 
-from mate_plugin.kernels import ceilings, deep_gemm, library, moe, quant
+from mate_plugin.kernels import ceilings, library, moe, quant
 
 ROWS, WIDTH, TOPK, EXPERTS = 8192, 4096, 8, 64
-BLOCK = 64
-# (batch, next_n, heads, D, context)
-SCORES = ((1, 1, 64, 128, 16384), (1, 2, 64, 128, 16384), (8, 2, 64, 128, 1024))
 
 
 def pieces(budget: float) -> Table:
@@ -53,59 +48,21 @@ def pieces(budget: float) -> Table:
     return table
 
 
-def by_torch(q: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor):
-    """The same scores of contiguous keys by torch: decode, multiply, relu, weighted sum."""
-    products = torch.einsum("bjhd,btd->bjht", q.float(), keys.float()).relu_()
-    return torch.einsum("bjht,bjh->bjt", products, weights) * scale[:, None]
-
-
-def scores(budget: float, peak: float) -> Table:
-    """GFLOP/s of the indexer's paged scores beside torch's on the same keys."""
-    table = Table(
-        "batch, next_n, heads, D, context", "ms", "GFLOP/s", "of peak", "torch, ms", "ratio"
-    )
-    for batch, next_n, heads, dim, context in SCORES:
-        blocks = context // BLOCK
-        q = torch.randn(batch, next_n, heads, dim).to(torch.float8_e4m3fn)
-        keys = torch.randn(batch, context, dim).to(torch.float8_e4m3fn)
-        scale = torch.rand(batch, context) + 0.5
-        weights = torch.randn(batch * next_n, heads)
-        coded = keys.view(torch.uint8).view(batch * blocks, BLOCK * dim)
-        scaled = scale.view(batch * blocks, BLOCK).view(torch.uint8)
-        cache = torch.cat([coded, scaled], 1).view(batch * blocks, BLOCK, 1, dim + 4)
-        table_of_blocks = torch.arange(batch * blocks, dtype=torch.int32).view(batch, blocks)
-        lens = torch.full((batch,), context, dtype=torch.int32)
-        plan = deep_gemm.get_paged_mqa_logits_metadata(lens, BLOCK)
-
-        by_head = weights.view(batch, next_n, heads)
-        paged = (q, cache, weights, lens, table_of_blocks, plan, context, False)
-        mine = median_seconds(partial(deep_gemm.fp8_paged_mqa_logits, *paged), budget)
-        theirs = median_seconds(partial(by_torch, q, keys, scale, by_head), budget)
-        rate = 2.0 * batch * next_n * heads * dim * context / mine / 1e9
-        name = f"{batch}, {next_n}, {heads}, {dim}, {context}"
-        table.add_row(
-            name, f"{mine * 1e3:.2f}", f"{rate:.0f}", f"{rate / peak:.0%}",
-            f"{theirs * 1e3:.1f}", f"{theirs / mine:.1f}",
-        )  # fmt: skip
-    return table
-
-
 def main(
     threads: Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")] = 0,
     budget: Annotated[float, typer.Option(help="Seconds to spend on each measurement.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the random data.")] = 0,
 ) -> None:
-    """Print both tables."""
+    """Print the table."""
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
-    console, peak = Console(), ceilings.fma_peak()
+    console = Console()
     console.print(
         f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"{peak:.0f} GFLOP/s of multiply-adds, {ceilings.read_bandwidth():.1f} GB/s of reads"
+        f"{ceilings.read_bandwidth():.1f} GB/s of reads"
     )
     console.print(pieces(budget))
-    console.print(scores(budget, peak))
 
 
 if __name__ == "__main__":
