@@ -10,7 +10,7 @@ import pytest
 import torch
 from gemm_cases import BF16, E4M3, Maker, bits, ceil_div
 
-from mate_plugin.kernels import deep_gemm, gemm, sparse_mla
+from mate_plugin.kernels import deep_gemm, gemm, indexer_cache, sparse_mla
 from mate_plugin.kernels.index_topk import index_topk
 from mate_plugin.kernels.topk import top_k
 
@@ -198,6 +198,35 @@ def indexed() -> Arguments:
     }
 
 
+def write_k() -> Arguments:
+    return {
+        "k": Maker(14).normal(T, 32, dtype=BF16),
+        "kv_cache": torch.full((3, 16, 36), 3, dtype=torch.uint8),
+        "slot_mapping": i32(5, 47, -1, 0, 16, 9),
+        "ue8m0": True,
+    }
+
+
+def gather() -> Arguments:
+    return {
+        "kv_cache": Maker(15).integers(0, 100, 3, 16, 36).to(torch.uint8),
+        "block_table": i32(2, 0, 1, -1).view(2, 2),
+        "context_lens": i32(20, 3),
+        "out_k": torch.zeros(25, 32).to(E4M3),
+        "out_scale": torch.full((25,), 3.0),
+    }
+
+
+def latents() -> Arguments:
+    make = Maker(16)
+    return {
+        "latent": make.normal(T, 20, dtype=BF16),
+        "rope": make.normal(T, 12, dtype=BF16),
+        "kv_cache": torch.full((3, 5, 32), 3.0, dtype=BF16),
+        "slot_mapping": i32(5, 14, -1, 0, 6, 9),
+    }
+
+
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "ragged_m_moe_gemm_8bit": (gemm.ragged_m_moe_gemm_8bit, lambda: ragged_m("8bit")),
     "ragged_m_moe_gemm_w8a16": (gemm.ragged_m_moe_gemm_w8a16, lambda: ragged_m("w8a16")),
@@ -225,6 +254,9 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     ),
     "top_k": (top_k, largest),
     "index_topk": (index_topk, indexed),
+    "quant_and_write_k": (indexer_cache.quant_and_write_k, write_k),
+    "gather_k": (indexer_cache.gather_k, gather),
+    "write_latents": (indexer_cache.write_latents, latents),
 }
 
 RAGGED_M = [name for name in CALLS if name.startswith("ragged_m")]

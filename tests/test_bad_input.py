@@ -17,7 +17,8 @@ from gemm_cases import BF16, E4M3, F32
 from mate_plugin.kernels import gemm
 
 # Written tensors, index tensors, one element of any rank, tensors of any strides, may be None.
-WRITTEN = ("out", "d", "signal", "output_scale")
+WRITTEN = ("out", "d", "signal", "output_scale", "out_k", "out_scale")
+WRITTEN_CACHES = ("quant_and_write_k", "write_latents")
 INDICES = (
     "ragged_tokens_info",
     "masked_tokens_info",
@@ -28,21 +29,19 @@ INDICES = (
     "starts",
     "query_start_loc",
     "context_lens",
+    "slot_mapping",
 )
 ONE = {("bmm_fp8", "b_scale"), ("bmm_fp8", "output_scale")}
 ANY_STRIDES = {*ONE, ("bmm_fp8", "a_scale"), ("k_grouped", "c"), ("index_topk", "weights")}
-# Sizes that nothing else depends on.
+# Dimensions whose size nothing else depends on.
 FREE = {
-    ("top_k", "logits", 1),
-    *(
-        (call, name, dim)
-        for call in ("sparse_mla", "prefix_mla")
-        for name, dims in (("kv_cache", (0, 1)), ("indices", (1,)), ("block_table", (0, 1)))
-        for dim in dims
-    ),
-    ("index_topk", "kv_cache", 0),
-    ("index_topk", "kv_cache", 1),
-    ("index_topk", "block_table", 1),
+    "top_k": {"logits": (1,)},
+    "sparse_mla": {"kv_cache": (0, 1), "indices": (1,), "block_table": (0, 1)},
+    "prefix_mla": {"kv_cache": (0, 1), "block_table": (0, 1)},
+    "index_topk": {"kv_cache": (0, 1), "block_table": (1,)},
+    "quant_and_write_k": {"kv_cache": (0, 1), "slot_mapping": (0,), "k": (0,)},
+    "gather_k": {"kv_cache": (0, 1), "block_table": (1,)},
+    "write_latents": {"kv_cache": (0, 1), "slot_mapping": (0,)},
 }
 OPTIONAL = {
     **{name: ("out", "signal") for name in CALLS if name.startswith("masked")},
@@ -56,6 +55,7 @@ OPTIONAL = {
     "prefix_mla": ("lengths", "out"),
     "top_k": ("starts", "out"),
     "index_topk": ("out",),
+    "gather_k": ("out_k", "out_scale"),
 }
 
 
@@ -66,6 +66,10 @@ EVERY = [(call, name) for call, (_, build) in CALLS.items() for name, _ in tenso
 def each(where: Callable[[Named], bool] = lambda _: True) -> Any:
     """Run a test for each tensor of each call (that satisfies ``where``)."""
     return pytest.mark.parametrize(("call", "name"), [named for named in EVERY if where(named)])
+
+
+def is_written(call: str, name: str) -> bool:
+    return name in WRITTEN or (name == "kv_cache" and call in WRITTEN_CACHES)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -105,9 +109,7 @@ def test_size(call: str, name: str) -> None:
     """A wrong size is found where it contradicts an earlier argument."""
     arguments = CALLS[call][1]()
     x = dict(tensors(arguments))[name]
-    for dim in range(x.dim()):
-        if (call, name, dim) in FREE:
-            continue
+    for dim in set(range(x.dim())) - set(FREE.get(call, {}).get(name, ())):
         twice = torch.cat([x.to(F32), x.to(F32)], dim).to(x.dtype)
         if (call, name) == ("bmm_fp8", "b"):
             twice = twice.mT.contiguous().mT
@@ -157,7 +159,7 @@ def test_stride(call: str, name: str) -> None:
 def test_written_tensors_do_not_overlap_themselves(call: str) -> None:
     arguments = CALLS[call][1]()
     for name, x in tensors(arguments):
-        if name in WRITTEN and (call, name) not in ONE and x.dim() > 1:
+        if is_written(call, name) and (call, name) not in ONE and x.dim() > 1:
             bad = x[:1].clone().expand(x.shape)
             if x.shape[0] == 1:
                 continue
@@ -176,7 +178,7 @@ def sharing(x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def test_written_tensors_share_no_memory(call: str) -> None:
     arguments = CALLS[call][1]()
     for written, out in tensors(arguments):
-        if written not in WRITTEN or (call, written) in ONE:
+        if not is_written(call, written) or (call, written) in ONE:
             continue
         for name, x in tensors(arguments):
             if name == written:

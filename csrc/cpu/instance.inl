@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache_params.h"
 #include "cpu/fp8.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -32,6 +33,7 @@ namespace {
 #include "cpu/radix.inl"
 #include "cpu/topk.inl"
 #include "cpu/quant.inl"
+#include "cpu/indexer_cache.inl"
 #include "cpu/moe.inl"
 #include "cpu/mla_tiles.inl"
 #include "cpu/sparse_mla.inl"
@@ -43,8 +45,8 @@ namespace {
 #define MATE_QUOTE(x) MATE_QUOTE_(x)
 extern const Kernels kKernels;
 const Kernels kKernels{
-    MATE_QUOTE(MATE_ISA), grouped_gemm,  indexer_scores, top_k,
-    silu_and_mul,         quantise,      permute,        unpermute,
-    sparse_mla,           multiply_adds, read_memory,
+    MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
+    silu_and_mul,         quantise,     permute,        unpermute,
+    quantise_keys,        sparse_mla,   multiply_adds,  read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA

@@ -1,6 +1,7 @@
 // The instruction sets the core is instantiated for, and the table of kernels each one offers.
 #pragma once
 
+#include "cache_params.h"
 #include "indexer_params.h"
 #include "mla_params.h"
 #include "params.h"
@@ -18,6 +19,7 @@ struct Kernels {
   void (*quantise)(const Quantise&);
   void (*permute)(const Permute&);
   void (*unpermute)(const Unpermute&);
+  void (*quantise_keys)(const QuantiseKeys&);
   void (*sparse_mla)(const SparseMla&);
   int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
   void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -21,6 +22,16 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
   for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+}
+
+// Runs body(first, last) over runs of rows, each of at least kRunBytes where there are as many.
+constexpr int64_t kRunBytes = 32768;
+
+template <typename Body>
+void for_row_runs(int64_t rows, int64_t bytes_per_row, int threads, const Body& body) {
+  const int64_t run = std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, bytes_per_row));
+  parallel_for((rows + run - 1) / run, threads,
+               [&](int64_t i) { body(i * run, std::min(rows, (i + 1) * run)); });
 }
 
 }  // namespace mate::cpu

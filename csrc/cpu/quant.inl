@@ -3,17 +3,6 @@
 constexpr int kVecs = 16 / kLanes;
 using Step = Vec[kVecs];  // 16 columns
 
-// Work is handed out in runs of rows of at least this many bytes.
-constexpr int64_t kRunBytes = 32768;
-
-// body(first, last) over runs of rows.
-template <typename Body>
-void for_row_runs(int64_t rows, int64_t bytes_per_row, int threads, const Body& body) {
-  const int64_t run = std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, bytes_per_row));
-  parallel_for(ceil_div(rows, run), threads,
-               [&](int64_t i) { body(i * run, std::min(rows, (i + 1) * run)); });
-}
-
 inline char* at(const Matrix& x, int64_t row, int64_t col) {
   return static_cast<char*>(x.data) + (row * x.row_stride + col) * size_of(x.type);
 }
@@ -125,8 +114,8 @@ void silu_and_mul(const SiluAndMul& p) {
   });
 }
 
-inline float group_scale(float amax, DType type, bool power_of_two) {
-  if (amax < 1e-10f) amax = 1e-10f;
+inline float group_scale(float amax, float least, DType type, bool power_of_two) {
+  if (amax < least) amax = least;
   float scale = amax / (type == DType::kE4M3 ? 448.0f : 57344.0f);
   uint32_t bits = float_to_bits(scale);
   if (!power_of_two || bits >= 0x7f800000) return scale;
@@ -166,7 +155,7 @@ inline void quantise_group(const Quantise& p, float* x, int64_t row, int64_t gro
     amax =
         with_wide_type(p.in.x.type, [&](auto type) { return plain_floats<type()>(x, src, count); });
   }
-  const float scale = group_scale(amax, p.q.type, p.power_of_two);
+  const float scale = group_scale(amax, 1e-10f, p.q.type, p.power_of_two);
   p.scale[row * p.scale_row_stride + group * p.scale_col_stride] = scale;
   auto* q = reinterpret_cast<uint8_t*>(at(p.q, row, col));
   if (p.q.type == DType::kE4M3) {

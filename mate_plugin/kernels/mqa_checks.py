@@ -96,11 +96,11 @@ def check_block(name: str, block: Any) -> None:
         )
 
 
-def check_depth(q: torch.Tensor) -> None:
+def check_depth(q: torch.Tensor, name: str = "q") -> None:
     """D is a multiple of what the kernels step by."""
     depth = q.shape[-1]
     if depth == 0 or depth % DEPTH_UNIT:
-        raise ValueError(f"q: expected D to be a multiple of {DEPTH_UNIT}, got D = {depth}")
+        raise ValueError(f"{name}: expected D to be a multiple of {DEPTH_UNIT}, got D = {depth}")
 
 
 def check_clean(clean_logits: Any, clean_value: Any) -> None:

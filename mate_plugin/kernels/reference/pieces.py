@@ -16,13 +16,14 @@ def per_token_group_quant_fp8(
     dtype: torch.dtype = torch.float8_e4m3fn,
     *,
     ue8m0: bool = False,
+    least: float = 1e-10,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (..., K) and float32 scales (..., ceil(K / group_size))."""
+    """Codes (..., K) and float32 scales (..., ceil(K / group_size)); amax is at least ``least``."""
     if x.shape[-1] == 0:
         return x.to(dtype), x.new_empty(x.shape, dtype=torch.float32)
     codes, scales = [], []
     for group in x.float().split(group_size, dim=-1):
-        scale = group.abs().amax(-1, keepdim=True).clamp(min=1e-10) / LARGEST[dtype]
+        scale = group.abs().amax(-1, keepdim=True).clamp(min=least) / LARGEST[dtype]
         if ue8m0:
             scale = power_of_two_above(scale)
         wide = (group / scale).clamp(-LARGEST[dtype], LARGEST[dtype])
