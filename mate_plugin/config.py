@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 PREFIX = "MATE_PLUGIN_"
@@ -48,6 +56,18 @@ WholeNumber = BeforeValidator(_whole_number)
 Alignment = Annotated[Literal["auto", 1, 128, 256], BeforeValidator(_auto_or_whole_number)]
 
 
+def _auto_or_switch(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise _expected("auto, true or false") from None
+
+
+Switch = Annotated[Literal["auto", True, False], BeforeValidator(_auto_or_switch)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -57,6 +77,11 @@ class VllmSettings(_Section):
 
     moe: bool = Field(default=True, description="serve FP8 MoE layers")
     linear: bool = Field(default=True, description="serve block-FP8 linear layers")
+    sparse: bool = Field(default=True, description="serve sparse attention and its indexer on CPUs")
+    deep_gemm: Switch = Field(
+        default="auto",
+        description="score in vLLM's slots for DeepGEMM on GPUs; auto: on MUSA, not on NVIDIA",
+    )
 
 
 class Settings(_Section):
@@ -89,11 +114,14 @@ class Settings(_Section):
     logits_budget_mb: Annotated[int, WholeNumber] = Field(
         default=512,
         gt=0,
-        description="most memory (MiB) that indexer logits may take at once; for the indexer layer",
+        description="most memory (MiB) that the logits of one indexer call may take",
     )
     check: bool = Field(default=False, description="validate the contents of index tensors too")
     report: Path | None = Field(
         default=None, description="directory for one JSON of counters per process"
+    )
+    dump_selections: Path | None = Field(
+        default=None, description="directory for one file per indexer call with what it selected"
     )
     vllm: VllmSettings = Field(default=VllmSettings(), description="seams of vLLM")
 
@@ -110,7 +138,7 @@ class Settings(_Section):
             raise _expected("one of " + ", ".join(str(list(g)) for g in GRANULARITIES))
         return value
 
-    @field_validator("report", mode="before")
+    @field_validator("report", "dump_selections", mode="before")
     @classmethod
     def _directory(cls, value: object) -> object:
         if isinstance(value, str):

@@ -80,6 +80,12 @@ def counters() -> list[dict[str, Any]]:
     return library.counters() if library is not None else []
 
 
+def logits_peak() -> int:
+    """Most bytes that the logits of one indexer call took; 0 before the first."""
+    module = sys.modules.get("mate_plugin.kernels.index_topk")
+    return module.logits_peak() if module is not None else 0
+
+
 def reset() -> None:
     """Forget the counts (hooks and the number of built layers stay)."""
     for count in _layers.values():
@@ -98,6 +104,7 @@ def snapshot() -> dict[str, Any]:
         "isa": library.isa() if library is not None else None,
         "counters": counters(),
         "layers": [asdict(count) for count in layers()],
+        "logits_peak_bytes": logits_peak(),
         "installed": [asdict(hook) for hook in hooks()],
     }
 
@@ -116,6 +123,8 @@ def explain() -> str:
         f"{one['op']} [{one['impl']}]: {one['calls']} calls, {one['seconds']:.3f} s"
         for one in counters()
     ]
+    if peak := logits_peak():
+        lines.append(f"indexer logits: at most {peak / (1 << 20):.1f} MiB at once")
     return "\n".join(lines) or "nothing is installed in this process"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from mate_plugin.kernels import deep_gemm, gemm
+from mate_plugin.kernels import deep_gemm, gemm, index_topk, indexer_cache, sparse_mla
 from mate_plugin.kernels.reference import gemm as reference
 
 # Results are bfloat16: half a unit in the last place is 2**-9 of a value.
@@ -21,6 +21,7 @@ def cases() -> list[tuple[str, Callable[[], float]]]:
         ("grouped fp8 x bf16", _grouped_w8a16),
         ("dense fp8", _dense_fp8),
         ("paged logits", _paged_logits),
+        ("sparse attention", _sparse_attention),
     ]
 
 
@@ -67,6 +68,41 @@ def _paged_logits() -> float:
         worst = max(worst, _error(found[row, :length], weights[row].double() @ scores))
         if not torch.isneginf(found[row, length:]).all():
             return float("inf")
+    return worst
+
+
+def _sparse_attention() -> float:
+    """The last tokens of one request: its keys are written, tokens selected and attended to."""
+    length, rows, heads, dim, block, k, depth, width = 150, 5, 4, 64, 64, 16, 96, 64
+    keys, queries = _random(length, dim), _random(rows, heads, dim).to(torch.float8_e4m3fn)
+    weights = _random(rows, heads).abs()
+    table = torch.tensor([[2, 0, 3]], dtype=torch.int32)
+    slots = (table[0, :, None] * block + torch.arange(block)).flatten()[:length]
+    cache = torch.zeros(4, block, dim + 4, dtype=torch.uint8)
+    indexer_cache.quant_and_write_k(keys, cache, slots)
+    starts = torch.tensor([0, rows], dtype=torch.int32)
+    lens = torch.tensor([length], dtype=torch.int32)
+    operands = (queries, cache, weights, starts, lens, table)
+    found = index_topk.index_topk(*operands, k, budget=1 << 20)
+
+    latents = _random(4, block, depth).to(torch.bfloat16)
+    q = _random(rows, heads, depth).to(torch.bfloat16)
+    requests = torch.zeros(rows, dtype=torch.int32)
+    out = sparse_mla.sparse_mla(q, latents, found, table, requests, width, 0.1)
+
+    scale = torch.exp2((keys.abs().amax(1) / 448).log2().ceil())
+    codes = (keys / scale[:, None]).to(torch.float8_e4m3fn).double()
+    stored = latents.flatten(0, 1)[slots].double()
+    worst = 0.0
+    for row in range(rows):
+        seen = length - rows + row + 1
+        dots = (queries[row].double() @ codes[:seen].T).relu()
+        scores = (weights[row].double() @ dots) * scale[:seen].double()
+        best = scores.topk(k).indices.sort().values
+        if found[row].tolist() != best.tolist():
+            return float("inf")
+        attention = (q[row].double() @ stored[best].T * 0.1).softmax(1)
+        worst = max(worst, _error(out[row], attention @ stored[best, :width]))
     return worst
 
 

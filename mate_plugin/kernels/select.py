@@ -26,7 +26,8 @@ class Choice:
 
 def choose(op: str, device: torch.device | str) -> Choice:
     """Names the implementation of ``op`` on ``device`` and why it is taken or missing."""
-    kind = torch.device(device).type
+    # By name: torch knows "musa" only where its package is imported.
+    kind = str(device).partition(":")[0]
     if kind == "cpu":
         isa = library.isa()
         best = library.available_isas()[0]
