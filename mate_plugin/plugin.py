@@ -63,6 +63,26 @@ def register_vllm() -> None:
     _say(logging.INFO if complete else logging.WARNING, line)
 
 
+def vllm_platform() -> str | None:
+    """Name the platform that vLLM shall run on, or None where it keeps its own.
+
+    vLLM hides what goes wrong in here: broken settings are left to :func:`register_vllm`.
+    """
+    from mate_plugin.config import ConfigError, load
+
+    try:
+        # Not those in force: vLLM asks while it is imported, which may be before they are all set.
+        conf = load()
+    except ConfigError:
+        return None
+    if not (conf.enabled and conf.vllm.sparse):
+        return None
+    from mate_plugin.indexer import vllm_platform as platform
+    from mate_plugin.layers.vllm_release import obstacle
+
+    return None if obstacle() else platform.choose()
+
+
 def _say(level: int, line: str) -> None:
     if logger.hasHandlers():
         logger.log(level, "%s", line)

@@ -50,6 +50,8 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         "MATE_PLUGIN_LOGITS_BUDGET_MB": "64",
         "MATE_PLUGIN_CHECK": "1",
         "MATE_PLUGIN_REPORT": "out",
+        "MATE_PLUGIN_DUMP_SELECTIONS": "chosen",
+        "MATE_PLUGIN_VLLM_DEEP_GEMM": "yes",
         "MATE_PLUGIN_ISA": "scalar",
     }
     loaded = load(environ)
@@ -60,6 +62,8 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert loaded.logits_budget_mb == 64
     assert loaded.check
     assert loaded.report == Path("out")
+    assert loaded.dump_selections == Path("chosen")
+    assert loaded.vllm.deep_gemm is True
 
 
 def test_settings_are_cached_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +117,7 @@ def test_unknown_key_names_file_and_nearest(
         ("logits_budget_mb: 1.5", "logits_budget_mb: expected a whole number, found 1.5"),
         ("scale_granularity: [1, 64, 64]", "scale_granularity: expected one of [1, 128, 128], "),
         ("scale_granularity: 128", "scale_granularity: expected one of"),
+        ("vllm: {deep_gemm: perhaps}", "vllm.deep_gemm: expected auto, true or false, found"),
         ("vllm: 3", "vllm: expected a mapping of keys, found 3"),
         ("report: [a]", "report: expected a path, found ['a']"),
         ("- strict", "expected a mapping of keys, found ['strict']"),

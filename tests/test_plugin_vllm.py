@@ -29,9 +29,13 @@ def lines(done: Done) -> list[str]:
     return [line for line in done.output.splitlines() if "mate-plugin:" in line]
 
 
-def test_the_entry_point_is_the_plugin():
-    (entry,) = entry_points(group="vllm.general_plugins", name="mate")
-    assert entry.value == "mate_plugin.plugin:register_vllm"
+@pytest.mark.parametrize(
+    ("group", "function"),
+    [("vllm.general_plugins", "register_vllm"), ("vllm.platform_plugins", "vllm_platform")],
+)
+def test_the_entry_points_are_the_plugins(group, function):
+    (entry,) = entry_points(group=group, name="mate")
+    assert entry.value == f"mate_plugin.plugin:{function}"
 
 
 def test_the_plugin_module_imports_nothing_that_can_fail():
@@ -44,8 +48,11 @@ INSTALLED = """
 from mate_plugin.plugin import register_vllm
 register_vllm()
 from mate_plugin import report
-hooks = [(hook.name, hook.installed) for hook in report.hooks()]
-assert hooks == [("vllm.moe", True), ("vllm.linear", True)], report.explain()
+hooks = {hook.name: hook.installed for hook in report.hooks()}
+filled = {"vllm.moe": True, "vllm.linear": True, "vllm.sparse": True}
+assert hooks == filled | {"vllm.deep_gemm": False}, report.explain()
+from vllm.model_executor.custom_op import op_registry_oot
+assert op_registry_oot["SparseAttnIndexer"].__name__ == "MateSparseAttnIndexer"
 from vllm.model_executor.layers.quantization import get_quantization_config
 assert get_quantization_config("fp8").__name__ == "MateFp8Config"
 from vllm.model_executor.kernels import linear
@@ -63,6 +70,8 @@ def test_installs_once_and_says_so_in_one_line(forks):
     (line,) = lines(done)
     assert "vllm.moe installed (FP8 block MoE: 8-bit x 16-bit, per_expert" in line
     assert "vllm.linear installed (" in line
+    assert "vllm.sparse installed (FP8 indexer within 512 MiB, sparse MLA, " in line
+    assert "vllm.deep_gemm not installed (switched off here (vllm.deep_gemm: auto))" in line
 
 
 UNTOUCHED = (
@@ -73,6 +82,8 @@ assert get_quantization_config("fp8").__name__ == "Fp8Config"
 from vllm.model_executor.kernels import linear
 kernels = [k.__name__ for table in linear._POSSIBLE_FP8_BLOCK_KERNELS.values() for k in table]
 assert not [name for name in kernels if name.startswith("Mate")], kernels
+from vllm.model_executor.custom_op import op_registry_oot
+assert not op_registry_oot
 """
 )
 
@@ -84,9 +95,9 @@ assert not [name for name in kernels if name.startswith("Mate")], kernels
         ({"VLLM_PLUGINS": ""}, 0),
         ({"VLLM_PLUGINS": "another"}, 0),
         ({"MATE_PLUGIN_ENABLED": "0"}, 1),
-        ({"MATE_PLUGIN_VLLM_MOE": "0", "MATE_PLUGIN_VLLM_LINEAR": "0"}, 1),
+        ({f"MATE_PLUGIN_VLLM_{seam}": "0" for seam in ("MOE", "LINEAR", "SPARSE")}, 1),
     ],
-    ids=["no plugins", "other plugins", "disabled", "both seams off"],
+    ids=["no plugins", "other plugins", "disabled", "all seams off"],
 )
 def test_can_be_switched_off(forks, env, said):
     done = forks.run(UNTOUCHED, **env)
@@ -117,14 +128,46 @@ def test_can_be_switched_off(forks, env, said):
             "del linear._POSSIBLE_FP8_BLOCK_KERNELS",
             "this vLLM lacks the list of block-FP8 kernels",
         ),
+        (
+            "from vllm.model_executor.models import deepseek_v2\n"
+            "del deepseek_v2.per_token_group_quant_fp8",
+            "this vLLM lacks vllm.model_executor.models.deepseek_v2.per_token_group_quant_fp8",
+        ),
+        (
+            "from vllm.platforms.cpu import CpuPlatform\n"
+            "CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: 'vllm.SparseMLA')",
+            "the platform has sparse attention of its own: vllm.SparseMLA",
+        ),
+        (
+            "import vllm.platforms\n"
+            "from vllm.platforms.cpu import CpuPlatform\n"
+            "vllm.platforms._current_platform = CpuPlatform()",
+            "vllm.sparse not installed (expected the platform of mate-plugin, found CpuPlatform)",
+        ),
+        (
+            "import os, vllm.platforms\n"
+            "os.environ['VLLM_TARGET_DEVICE'] = 'cpu'\n"
+            "vllm.platforms._current_platform = None",
+            "VLLM_TARGET_DEVICE=cpu makes vLLM skip platform plugins; unset it",
+        ),
     ],
-    ids=["too old", "too new", "method", "arguments", "kernel list"],
+    ids=[
+        "too old",
+        "too new",
+        "method",
+        "arguments",
+        "kernel list",
+        "quantisation",
+        "sparse attention",
+        "platform",
+        "target device",
+    ],
 )
 def test_a_missing_hook_is_named_and_stops_a_strict_engine(forks, damage, reason, strict):
     done = forks.run(f"import vllm\n{damage}\n{LOAD}print('went on')", MATE_PLUGIN_STRICT=strict)
     (line,) = lines(done)
     assert reason in line
-    assert "not installed" in line
+    assert "not installed" in line.replace("vllm.deep_gemm not installed", "")
     if strict == "1":
         assert done.returncode == 1
         assert "went on" not in done.output

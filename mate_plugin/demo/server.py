@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -54,6 +54,7 @@ class Server:
         eager: bool = True,
         max_length: int = 2048,
         environ: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.port = port or free_port()
         self.log = log
@@ -64,6 +65,7 @@ class Server:
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--dtype", "bfloat16", "--max-model-len", str(max_length), "--max-num-seqs", "4"),
             *(("--enforce-eager",) if eager else ()),
+            *options,
         ]
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
