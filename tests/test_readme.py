@@ -10,7 +10,9 @@ import torch
 from mate_plugin import config
 from mate_plugin.kernels import deep_gemm, gemm
 
-TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_variable_is_in_the_table_with_its_default() -> None:
@@ -43,4 +45,15 @@ def test_the_example_runs() -> None:
     scope: dict[str, torch.Tensor] = {}
     exec(code[1], scope)
     assert scope["out"].shape == (8, 256)
+    assert torch.isfinite(scope["out"]).all()
+
+
+def test_the_example_of_sparse_attention_runs() -> None:
+    text = (DOCS / "sparse-attention.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code is not None
+    scope: dict[str, torch.Tensor] = {}
+    exec(code[1], scope)
+    assert scope["best"][10].tolist() == [*range(11), *[-1] * 21]
+    assert scope["out"].shape == (200, 16, 512)
     assert torch.isfinite(scope["out"]).all()
