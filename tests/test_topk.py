@@ -129,6 +129,18 @@ def test_order_of_special_values():
         assert top_k(logits, i32(8), k).tolist() == [want]
 
 
+def test_denormals_are_told_apart_even_where_they_are_flushed():
+    logits = (torch.randperm(N, generator=seeded(16)).int() + 1).view(1, N).view(torch.float32)
+    logits[:, ::3] *= -1
+    wants = {k: selected_rows(logits, [N], k) for k in (7, 512, 5000)}
+    assert torch.set_flush_denormal(True)
+    try:
+        for k, want in wants.items():
+            assert torch.equal(top_k(logits, i32(N), k, num_mp=1), want)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_empty_arguments():
     assert top_k(torch.empty(0, 5), i32(), 3).shape == (0, 3)
     assert top_k(torch.empty(2, 0), i32(0, 0), 3).eq(-1).all()

@@ -3,8 +3,9 @@
 // Where the sample misleads, the radix selection reads the whole row.
 
 constexpr int64_t kSample = 1024;
-constexpr int64_t kSpare = 8192;             // candidates at most, beside 4 k
-constexpr int64_t kStretch = 1024;           // columns between looks at the number of candidates
+constexpr int64_t kSpare = 8192;    // candidates at most, beside 4 k
+constexpr int64_t kStretch = 1024;  // columns between looks at the number of candidates
+constexpr float kSmallestNormal = 0x1p-126f;
 constexpr int64_t kThreadColumns = 1 << 14;  // pay for waking a thread
 
 // Candidates are values not less than `least`, at most `most`; 0: there are none to be had.
@@ -27,7 +28,7 @@ inline int64_t bound_of_count(double x) { return static_cast<int64_t>(x + 4 * st
 
 inline int64_t room_for(int64_t most) { return most + kStretch + kLanes; }
 
-// One column at random of each of `count` equal stretches: even steps would follow any period.
+// One column at random of each of `sample` equal stretches: even steps would follow any period.
 Sieve make_sieve(const float* values, int64_t n, int64_t k) {
   const int64_t sample = std::min(kSample, n / 8);
   const int64_t rank = bound_of_count(static_cast<double>(sample) * k / n);
@@ -97,7 +98,9 @@ struct Taker {
   // Takes of n values those that the cut lets through. The i-th is at positions[i], or at i.
   void take(const float* values, const int32_t* positions, int64_t n) {
     const float least = value_of_key(cut.key);
-    const bool all = cut.all && least == least;  // whatever is not less than NaN may be a number
+    // Comparisons of floats may let more through: all that is not less than NaN, and where
+    // denormals are flushed to zero these beside each other.
+    const bool all = cut.all && std::fabs(least) >= kSmallestNormal;
     int32_t passed[kStretch + kLanes];
     for (int64_t first = 0; first < n && !full(); first += kStretch) {
       const int64_t num_passed = sift(values, first, std::min(first + kStretch, n), least, passed);
