@@ -40,8 +40,11 @@ std::vector<ScoreUnit> score_units(const IndexerScores& p, const std::vector<Row
       tokens += seen.end - seen.first;
     }
   }
-  int64_t part = tokens / (kUnitsPerThread * std::max(1, p.num_threads));
-  part = std::min(std::max(part, kMinTokens), kMaxTokens) / kMinTokens * kMinTokens;
+  // Equal parts, as many for each thread: few tokens would else leave one of them with more.
+  const int64_t threads = std::max(1, p.num_threads);
+  const int64_t each = std::max<int64_t>(1, tokens / (threads * kMinTokens));
+  int64_t part = ceil_div(tokens, threads * std::min(each, kUnitsPerThread));
+  part = std::min(ceil_div(part, kKeyGroup) * kKeyGroup, kMaxTokens);
   std::vector<ScoreUnit> units;
   for (const ScoreUnit& whole : wholes) {
     for (int64_t t = whole.token_first; t < whole.token_end; t += part) {
