@@ -137,7 +137,6 @@ struct MlaWork {
     for (int64_t h = 0; h < lanes; h += kLanes) {
       const Vec before = load(state.most + h);
       Vec top = before;
-      // The order matters: a score of NaN must not become the largest one.
       for (int64_t t = 0; t < count; ++t) top = maximum(load(scores + t * lanes + h), top);
       const Vec minus = mul(top, set1(-1.0f));
       const Vec factor = exponential(add(before, minus));
