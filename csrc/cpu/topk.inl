@@ -24,7 +24,7 @@ struct Sifted {
 inline int64_t width(const TopKRow& row) { return row.carried + row.columns; }
 
 // An upper bound, nearly always, of a count of random events whose mean is x.
-inline int64_t bound_of_count(double x) { return static_cast<int64_t>(x + 4 * std::sqrt(x)) + 4; }
+inline int64_t bound_of_count(double x) { return static_cast<int64_t>(x + 3 * std::sqrt(x)) + 3; }
 
 inline int64_t room_for(int64_t most) { return most + kStretch + kLanes; }
 
