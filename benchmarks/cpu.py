@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import median_seconds
+from timing import median_seconds, warm_up
 
 from mate_plugin.kernels import ceilings, gemm, library
 
@@ -109,6 +109,7 @@ def main(
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
+    warm_up()
     console = Console(width=max(Console().width, 130))
     peak, bandwidth = ceilings.fma_peak(), ceilings.read_bandwidth()
     console.print(

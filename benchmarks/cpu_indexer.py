@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds
+from timing import median_seconds, warm_up
 
 from mate_plugin.kernels import ceilings, deep_gemm, index_topk, library, topk
 
@@ -180,6 +180,7 @@ def main(
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
+    warm_up()
     machine = Machine(ceilings.fma_peak(), ceilings.read_bandwidth())
     console = Console()
     console.print(

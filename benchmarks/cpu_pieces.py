@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds
+from timing import median_seconds, warm_up
 
 from mate_plugin.kernels import ceilings, library, moe, quant
 
@@ -57,6 +57,7 @@ def main(
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
+    warm_up()
     console = Console()
     console.print(
         f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "

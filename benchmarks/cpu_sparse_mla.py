@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds
+from timing import median_seconds, warm_up
 
 from mate_plugin.kernels import ceilings, library
 from mate_plugin.kernels.sparse_mla import sparse_mla
@@ -91,6 +91,7 @@ def main(
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
+    warm_up()
     console, peak = Console(), ceilings.fma_peak()
     console.print(
         f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "

@@ -70,8 +70,27 @@ inline Cut find_cut(const EachRun& each_run, int64_t k) {
   return {low, k, all};
 }
 
+// The same of keys that are in the first cache: counting those above a middle takes a fraction of
+// a cycle for each, so that halving the range is faster than counting digits.
 inline Cut find_cut(const uint32_t* keys, int64_t n, int64_t k) {
-  return find_cut([&](const auto& f) { f(keys, n); }, k);
+  uint32_t low = 0xffffffff, high = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    low = std::min(low, keys[i]);
+    high = std::max(high, keys[i]);
+  }
+  auto count_from = [&](uint32_t least) {
+    uint32_t count = 0;
+    for (int64_t i = 0; i < n; ++i) count += keys[i] >= least;
+    return static_cast<int64_t>(count);
+  };
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2 + 1;
+    const int64_t count = count_from(middle);
+    if (count == k) return {middle, k, true};
+    (count > k ? low : high) = count > k ? middle : middle - 1;
+  }
+  const int64_t above = low == 0xffffffff ? 0 : count_from(low + 1);
+  return {low, k - above, count_from(low) == k};
 }
 
 // The same of the keys of values.
