@@ -34,6 +34,7 @@ FIRST_TOKEN, LAST_TOKEN = 261, 440
 # The worker writes its counters once a second.
 REPORT_S = 2.5
 KERNELS = ("index_topk", "sparse_mla")
+BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ def stream(url: str, prompt: list[int], tokens: int) -> list[float]:
 
 
 def measure(url: str, reports: Path, context: int, tokens: int) -> Decode:
-    """Decode ``tokens`` behind a prompt, so that the contexts are centred on ``context``."""
+    """Decode ``tokens`` behind a prompt, so that the contexts are centred on ``context``.
+
+    All but the last token of the prompt fill whole blocks: the prefix cache has them.
+    """
     chance = random.Random(context)
-    prompt = [chance.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(context - tokens // 2)]
+    length = (context - tokens // 2) // BLOCK * BLOCK + 1
+    prompt = [chance.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(length)]
     stream(url, prompt, 2)
     time.sleep(REPORT_S)
     before = read_counts(reports)
@@ -125,18 +130,18 @@ def main(
 
 
 def table(results: dict[str, dict[int, Decode]], lengths: list[int]) -> Table:
-    """A row per context, the servers side by side."""
-    columns = [f"{name}: {what}" for name in results for what in ("tokens/s", "ms", *KERNELS)]
-    shown = Table("context", *columns)
-    for column in shown.columns:
+    """A row per server and context; times in milliseconds a token."""
+    shown = Table("attends to", "context", "tokens/s", "ms a token", *(f"{k}, ms" for k in KERNELS))
+    for column in shown.columns[1:]:
         column.justify = "right"
-    for context in lengths:
-        cells = []
-        for name in results:
-            found = results[name][context]
-            cells += [f"{1 / found.seconds:.1f}", f"{found.seconds * 1e3:.1f}"]
-            cells += [f"{found.kernels[kernel] * 1e3:.2f}" for kernel in KERNELS]
-        shown.add_row(str(context), *cells)
+    for name, by_context in results.items():
+        for context in lengths:
+            found = by_context[context]
+            shown.add_row(
+                name, str(context), f"{1 / found.seconds:.1f}", f"{found.seconds * 1e3:.1f}",
+                *(f"{found.kernels[kernel] * 1e3:.2f}" for kernel in KERNELS),
+            )  # fmt: skip
+        shown.add_section()
     return shown
 
 
