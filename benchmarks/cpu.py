@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import median_seconds, warm_up
+from timing import Budget, Seed, Threads, median_seconds, prepare
 
-from mate_plugin.kernels import ceilings, gemm, library
+from mate_plugin.kernels import ceilings, gemm
 
 BLOCK = 128
 DENSE = ((2048, 2048), (4096, 7168))
@@ -101,21 +101,15 @@ def grouped_cases(m: int, busy: int, experts: int, n: int, k: int) -> list[Case]
 
 def main(
     quick: Annotated[bool, typer.Option(help="Only three row counts of the small layer.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")] = 0,
-    budget: Annotated[float, typer.Option(help="Seconds to spend on each measurement.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the random data.")] = 0,
+    threads: Threads = 0,
+    budget: Budget = 0.5,
+    seed: Seed = 0,
 ) -> None:
     """Print the table."""
-    torch.manual_seed(seed)
-    if threads:
-        torch.set_num_threads(threads)
-    warm_up()
+    setting = prepare(threads, seed)
     console = Console(width=max(Console().width, 130))
     peak, bandwidth = ceilings.fma_peak(), ceilings.read_bandwidth()
-    console.print(
-        f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"{peak:.0f} GFLOP/s of multiply-adds, {bandwidth:.1f} GB/s of reads"
-    )
+    console.print(f"{setting}: {peak:.0f} GFLOP/s of multiply-adds, {bandwidth:.1f} GB/s of reads")
     rows, dense = ((1, 16, 256), DENSE[:1]) if quick else (ROWS, DENSE)
     sizes: list[tuple[str, Callable[[], list[Case]]]] = [
         (f"m {m} n {n} k {k}", lambda m=m, n=n, k=k: dense_cases(m, n, k))  # type: ignore[misc]

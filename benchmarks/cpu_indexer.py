@@ -20,9 +20,9 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds, warm_up
+from timing import Budget, Seed, Threads, median_seconds, prepare
 
-from mate_plugin.kernels import ceilings, deep_gemm, index_topk, library, topk
+from mate_plugin.kernels import ceilings, deep_gemm, index_topk, topk
 
 HEADS, DIM, BLOCK, TOPK = 64, 128, 64, 2048
 TORCH_TOKENS = 2048  # that torch scores at a time
@@ -169,22 +169,19 @@ PARTS: dict[str, Callable[[float, Machine], Table]] = {
 
 def main(
     part: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(PARTS)}.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")] = 0,
-    budget: Annotated[float, typer.Option(help="Seconds to spend on each measurement.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the random data.")] = 0,
+    threads: Threads = 0,
+    budget: Budget = 0.5,
+    seed: Seed = 0,
 ) -> None:
     """Print the tables of the parts named, or of all."""
     unknown = set(part or ()) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"expected any of {', '.join(PARTS)}, got {', '.join(unknown)}")
-    torch.manual_seed(seed)
-    if threads:
-        torch.set_num_threads(threads)
-    warm_up()
+    setting = prepare(threads, seed)
     machine = Machine(ceilings.fma_peak(), ceilings.read_bandwidth())
     console = Console()
     console.print(
-        f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
+        f"{setting}: "
         f"{machine.peak:.0f} GFLOP/s of multiply-adds, {machine.bandwidth:.1f} GB/s of reads"
     )
     for name in part or PARTS:

@@ -7,15 +7,13 @@ Pieces count bytes read plus bytes written and stand beside a copy by torch. Med
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds, warm_up
+from timing import Budget, Seed, Threads, median_seconds, prepare
 
-from mate_plugin.kernels import ceilings, library, moe, quant
+from mate_plugin.kernels import ceilings, moe, quant
 
 ROWS, WIDTH, TOPK, EXPERTS = 8192, 4096, 8, 64
 
@@ -49,20 +47,14 @@ def pieces(budget: float) -> Table:
 
 
 def main(
-    threads: Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")] = 0,
-    budget: Annotated[float, typer.Option(help="Seconds to spend on each measurement.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the random data.")] = 0,
+    threads: Threads = 0,
+    budget: Budget = 0.5,
+    seed: Seed = 0,
 ) -> None:
     """Print the table."""
-    torch.manual_seed(seed)
-    if threads:
-        torch.set_num_threads(threads)
-    warm_up()
+    setting = prepare(threads, seed)
     console = Console()
-    console.print(
-        f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"{ceilings.read_bandwidth():.1f} GB/s of reads"
-    )
+    console.print(f"{setting}: {ceilings.read_bandwidth():.1f} GB/s of reads")
     console.print(pieces(budget))
 
 

@@ -8,15 +8,14 @@ Counts 2 * H * n * (D + value_dim) floating-point operations a token. Medians on
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds, warm_up
+from timing import Budget, Seed, Threads, median_seconds, prepare
 
-from mate_plugin.kernels import ceilings, library
+from mate_plugin.kernels import ceilings
 from mate_plugin.kernels.sparse_mla import sparse_mla
 
 DEPTH, VALUE_DIM, BLOCK, REQUESTS = 576, 512, 64, 4
@@ -83,19 +82,15 @@ def measure(shapes: tuple[tuple[int, int, int, int], ...], budget: float, peak: 
 
 
 def main(
-    threads: Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")] = 0,
-    budget: Annotated[float, typer.Option(help="Seconds to spend on each measurement.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the random data.")] = 0,
+    threads: Threads = 0,
+    budget: Budget = 0.5,
+    seed: Seed = 0,
 ) -> None:
     """Print a table for decode and one for prefill."""
-    torch.manual_seed(seed)
-    if threads:
-        torch.set_num_threads(threads)
-    warm_up()
+    setting = prepare(threads, seed)
     console, peak = Console(), ceilings.fma_peak()
     console.print(
-        f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}: "
-        f"{peak:.0f} GFLOP/s of multiply-adds; D {DEPTH}, value {VALUE_DIM}, bfloat16"
+        f"{setting}: {peak:.0f} GFLOP/s of multiply-adds; D {DEPTH}, value {VALUE_DIM}, bfloat16"
     )
     console.print(measure(DECODE, budget, peak))
     console.print(measure(PREFILL, budget, peak))

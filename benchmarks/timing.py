@@ -5,20 +5,33 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+import typer
+
+from mate_plugin.kernels import library
+
+Threads = Annotated[int, typer.Option(help="Threads; 0 takes torch's number.")]
+Budget = Annotated[float, typer.Option(help="Seconds to spend on each measurement.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random data.")]
 
 # A slow peer is measured no longer than this.
 LONGEST_S = 20.0
 WARM_UP_S = 2.0
 
 
-def warm_up() -> None:
-    """Keep all threads busy for a while: new ones share a core until the system spreads them."""
+def prepare(threads: int, seed: int) -> str:
+    """Seed the data, set the threads and keep them busy for a while: new ones share a core until
+    the system spreads them. Returns what is measured with, in words."""
+    torch.manual_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)
     x = torch.randn(512, 512)
     end = time.perf_counter() + WARM_UP_S
     while time.perf_counter() < end:
         x @ x
+    return f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def median_seconds(run: Callable[[], object], budget: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from api_calls import (
@@ -73,13 +71,6 @@ CONTENTS: list[tuple[str, Arguments, str]] = [
         for lens in ((100, 5), (-1, 130), (-(2**31), 130))
     ),
 ]
-
-
-@pytest.fixture
-def checked() -> Iterator[None]:
-    before = set_index_checks(True)
-    yield
-    set_index_checks(before)
 
 
 @pytest.mark.usefixtures("checked")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from indexer_cases import E4M3_NAN
 from topk_cases import selected
 
 from mate_plugin.kernels import library
-from mate_plugin.kernels.checks import set_index_checks
 from mate_plugin.kernels.index_topk import index_topk, logits_peak, reset_logits_peak
 from mate_plugin.kernels.reference import indexer as oracle
 
@@ -282,13 +280,6 @@ def test_bad_arguments(name, value, error, message):
     with pytest.raises(error, match=message):
         index_topk(**{**good_arguments(), "out": out, name: value})
     assert out.eq(7).all()
-
-
-@pytest.fixture
-def checked() -> Iterator[None]:
-    before = set_index_checks(True)
-    yield
-    set_index_checks(before)
 
 
 @pytest.mark.usefixtures("checked")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from indexer_cases import flat_case, paged_case
 
-from mate_plugin.kernels.checks import set_index_checks
 from mate_plugin.kernels.mqa_logits import (
     fp8_mqa_logits,
     fp8_paged_mqa_logits,
@@ -166,13 +163,6 @@ def test_the_result_may_not_overlap_an_argument():
 def test_schedule_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         get_paged_mqa_logits_metadata(*arguments)
-
-
-@pytest.fixture
-def checked() -> Iterator[None]:
-    before = set_index_checks(True)
-    yield
-    set_index_checks(before)
 
 
 @pytest.mark.usefixtures("checked")

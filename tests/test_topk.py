@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from topk_cases import selected_rows
 
 from mate_plugin.kernels import library
-from mate_plugin.kernels.checks import set_index_checks
 from mate_plugin.kernels.topk import top_k
 
 INF, NAN = float("inf"), float("nan")
@@ -204,13 +202,6 @@ def test_the_result_may_not_overlap_an_argument():
     with pytest.raises(ValueError, match=r"^out: .*overlaps lengths"):
         top_k(torch.zeros(3, 40), lengths[::4], 4, out=lengths.view(3, 4))
     assert lengths.tolist() == list(range(12))
-
-
-@pytest.fixture
-def checked() -> Iterator[None]:
-    before = set_index_checks(True)
-    yield
-    set_index_checks(before)
 
 
 @pytest.mark.usefixtures("checked")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mate_plugin.indexer import sparse_layer, vllm_platform
+from mate_plugin.layers.vllm_release import lacking
 from mate_plugin.report import Hook
 
 NAME = vllm_platform.NAME
@@ -13,9 +14,9 @@ NAME = vllm_platform.NAME
 def install() -> Hook:
     """Put our indexer in the place of vLLM's, or say what stands against it."""
     try:
-        lacking = missing()
-        if lacking:
-            return Hook(NAME, False, f"this vLLM lacks {', '.join(lacking)}")
+        absent = missing()
+        if absent:
+            return Hook(NAME, False, f"this vLLM lacks {', '.join(absent)}")
         own = own_backend()
         if own:
             return Hook(NAME, False, f"the platform has sparse attention of its own: {own}")
@@ -51,12 +52,7 @@ def missing() -> list[str]:
         ),
         backend: ("AttentionMetadataBuilder", "MLAAttentionImpl", "MultipleOf"),
     }
-    return [
-        f"{owner.__name__}.{name}"
-        for owner, names in wanted.items()
-        for name in names
-        if not hasattr(owner, name)
-    ]
+    return lacking(wanted)
 
 
 def own_backend() -> str | None:

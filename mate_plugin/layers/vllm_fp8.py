@@ -8,6 +8,7 @@ from typing import Any
 
 from mate_plugin.config import settings
 from mate_plugin.layers import vllm_moe
+from mate_plugin.layers.vllm_release import lacking
 from mate_plugin.report import Hook
 
 NAME = "vllm.moe"
@@ -17,11 +18,11 @@ logger = logging.getLogger("vllm.mate_plugin")
 def install() -> Hook:
     """Register the config, or say what stands against it."""
     try:
-        lacking = missing() + vllm_moe.missing()
+        absent = missing() + vllm_moe.missing()
     except (ImportError, AttributeError) as error:
-        lacking = [str(error)]
-    if lacking:
-        return Hook(NAME, False, f"this vLLM lacks {', '.join(lacking)}")
+        absent = [str(error)]
+    if absent:
+        return Hook(NAME, False, f"this vLLM lacks {', '.join(absent)}")
     try:
         plan = vllm_moe.plan_for()
     except (ValueError, NotImplementedError) as error:
@@ -45,12 +46,7 @@ def missing() -> list[str]:
         fp8.Fp8Config: ("get_quant_method",),
         fp8.Fp8MoEMethod: ("_init_moe_kernel", "get_fused_moe_quant_config"),
     }
-    return [
-        f"{owner.__name__}.{name}"
-        for owner, names in wanted.items()
-        for name in names
-        if not hasattr(owner, name)
-    ]
+    return lacking(wanted)
 
 
 @functools.lru_cache(maxsize=1)

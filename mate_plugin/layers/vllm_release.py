@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 # CPU builds exist for the first; a second one is taken as long as every seam looks as expected.
 TESTED = ((0, 30), (0, 31), (0, 32))
 UNTESTED = ((0, 33),)
@@ -17,6 +20,16 @@ def obstacle() -> str | None:
         known = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
         return f"expected vLLM {known}, found {vllm.__version__}"
     return None
+
+
+def lacking(wanted: Mapping[Any, Iterable[str]]) -> list[str]:
+    """Names that the modules and classes of this vLLM should have, and do not."""
+    return [
+        f"{owner.__name__}.{name}"
+        for owner, names in wanted.items()
+        for name in names
+        if not hasattr(owner, name)
+    ]
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -1,0 +1,17 @@
+"""Fixtures of several files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mate_plugin.kernels.checks import set_index_checks
+
+
+@pytest.fixture
+def checked() -> Iterator[None]:
+    """Contents of index tensors are checked."""
+    before = set_index_checks(True)
+    yield
+    set_index_checks(before)
