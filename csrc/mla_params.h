@@ -53,6 +53,6 @@ struct SparseMla {
 
 // Rows decoded at a time, and selections of a segment unless a token has very many.
 constexpr int64_t kMlaTile = 48;
-constexpr int64_t kMlaSegment = 6 * kMlaTile;
+constexpr int64_t kMlaSegment = 11 * kMlaTile;
 
 }  // namespace mate
