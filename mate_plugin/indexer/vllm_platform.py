@@ -6,6 +6,8 @@ import functools
 import logging
 from typing import Any
 
+from mate_plugin import report
+
 NAME = "vllm.sparse"
 BACKEND = "mate_plugin.indexer.vllm_attention.MateSparseMLABackend"
 PLATFORM = f"{__name__}.MateCpuPlatform"
@@ -44,6 +46,12 @@ def is_sparse(vllm_config: Any) -> bool:
     )
 
 
+def serves(vllm_config: Any) -> bool:
+    """Whether the model is such a one, and our indexer in the place of vLLM's."""
+    hook = next((one for one in report.hooks() if one.name == NAME), None)
+    return hook is not None and hook.installed and is_sparse(vllm_config)
+
+
 def block_size(wanted: int | None) -> int:
     """Tokens per block of the caches: ``wanted`` where the user asked for a number."""
     from mate_plugin.kernels.mqa_checks import check_block
@@ -67,13 +75,15 @@ def platform_class() -> type:
 
         @classmethod
         def get_attn_backend_cls(cls, selected_backend, attn_selector_config, num_heads=None):
+            from vllm.config import get_current_vllm_config
+
             try:
                 return super().get_attn_backend_cls(
                     selected_backend, attn_selector_config, num_heads
                 )
             except NotImplementedError:
                 sparse = attn_selector_config.use_sparse and attn_selector_config.use_mla
-                if not (sparse and _serves_this_model()):
+                if not (sparse and serves(get_current_vllm_config())):
                     raise
             if selected_backend is not None:
                 raise ValueError(
@@ -89,7 +99,7 @@ def platform_class() -> type:
             chunked, prefix = scheduler.enable_chunked_prefill, cache.enable_prefix_caching
             batched_tokens = scheduler.max_num_batched_tokens
             super().check_and_update_config(vllm_config)
-            if not is_sparse(vllm_config):
+            if not serves(vllm_config):
                 return
             # The CPU platform limits every MLA model to what its own kernels can do.
             cache.block_size = block_size(asked)
@@ -108,15 +118,6 @@ def platform_class() -> type:
     MateCpuPlatform.__module__ = __name__
     MateCpuPlatform.__qualname__ = "MateCpuPlatform"
     return MateCpuPlatform
-
-
-def _serves_this_model() -> bool:
-    from vllm.config import get_current_vllm_config
-
-    from mate_plugin import report
-
-    hook = next((one for one in report.hooks() if one.name == NAME), None)
-    return hook is not None and hook.installed and is_sparse(get_current_vllm_config())
 
 
 def __getattr__(name: str) -> Any:
