@@ -19,13 +19,8 @@ from mate_plugin.indexer.batch import Batch
 _numbers = itertools.count()
 
 
-def wanted() -> bool:
-    """Whether the settings ask for the files."""
-    return settings().dump_selections is not None
-
-
 def selection(layer: str, batch: Batch, indices: torch.Tensor) -> None:
-    """Write what one call of the indexer of ``layer`` selected."""
+    """Write what one call of the indexer of ``layer`` selected, where the settings ask for it."""
     folder = settings().dump_selections
     if folder is None:
         return

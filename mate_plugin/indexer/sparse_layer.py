@@ -9,7 +9,7 @@ from mate_plugin.config import settings
 from mate_plugin.indexer import dump
 from mate_plugin.indexer.batch import Batch
 from mate_plugin.kernels import index_topk as kernel
-from mate_plugin.kernels.indexer_cache import quant_and_write_k, write_latents
+from mate_plugin.kernels.indexer_cache import quant_and_write_k
 from mate_plugin.kernels.sparse_mla import sparse_mla
 from mate_plugin.layers.plan import implementation
 
@@ -85,8 +85,7 @@ def select_tokens(
         out=rows,
     )
     report.layer_called(INDEXER, indexer_shape(q.shape[2], topk))
-    if dump.wanted():
-        dump.selection(layer, batch, rows)
+    dump.selection(layer, batch, rows)
 
 
 def attend(
@@ -107,10 +106,3 @@ def attend(
     )
     report.layer_called(ATTENTION, attention_shape(q.shape[1], q.shape[2], value_dim))
     return out
-
-
-def write_cache(
-    batch_slots: torch.Tensor, latent: torch.Tensor, rope: torch.Tensor, kv_cache: torch.Tensor
-) -> None:
-    """Store latent (T, rank) and rotary key (T, rope) of each token as one row of the cache."""
-    write_latents(latent, rope, kv_cache, batch_slots)

@@ -17,8 +17,8 @@ from mate_plugin.indexer.sparse_layer import (
     attend,
     attention_shape,
     note_layer,
-    write_cache,
 )
+from mate_plugin.kernels.indexer_cache import write_latents
 
 CACHE_DTYPES = ("auto", "bfloat16", "float16")
 
@@ -120,7 +120,7 @@ def backend_classes() -> dict[str, type]:
             self, kv_c_normed, k_pe, kv_cache, slot_mapping, kv_cache_dtype, k_scale
         ) -> None:
             if kv_cache.numel() > 0:
-                write_cache(slot_mapping.flatten(), kv_c_normed, k_pe.squeeze(1), kv_cache)
+                write_latents(kv_c_normed, k_pe.squeeze(1), kv_cache, slot_mapping.flatten())
 
         def forward_mqa(self, q, kv_c_and_k_pe_cache, attn_metadata, layer):
             if isinstance(q, tuple):
