@@ -84,6 +84,29 @@ class VllmSettings(_Section):
     )
 
 
+class SglangSettings(_Section):
+    """Which seams of SGLang the plugin fills."""
+
+    moe: Switch = Field(
+        default="auto",
+        description="offer the MoE runner backend mate; auto: where our kernels serve the device",
+    )
+    linear: Switch = Field(
+        default="auto", description="serve block-FP8 linear layers; auto: on the platform mate_cpu"
+    )
+    sparse: Switch = Field(
+        default="auto",
+        description="serve MLA and its indexer by mate_dsa; auto: on the platform mate_cpu",
+    )
+    deep_gemm: Switch = Field(
+        default="auto",
+        description="score in SGLang's slots for DeepGEMM on GPUs; auto: on MUSA, not on NVIDIA",
+    )
+    moe_deep_gemm: bool = Field(
+        default=False, description="on GPUs, also run what asks for the MoE runner deep_gemm"
+    )
+
+
 class Settings(_Section):
     """All settings of the plugin; :func:`settings` gives the ones in force."""
 
@@ -124,6 +147,7 @@ class Settings(_Section):
         default=None, description="directory for one file per indexer call with what it selected"
     )
     vllm: VllmSettings = Field(default=VllmSettings(), description="seams of vLLM")
+    sglang: SglangSettings = Field(default=SglangSettings(), description="seams of SGLang")
 
     @field_validator("scale_granularity", mode="before")
     @classmethod

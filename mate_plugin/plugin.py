@@ -1,21 +1,21 @@
 """Entry points that engines call, in every process of theirs.
 
-vLLM logs and forgets whatever goes wrong while it *imports* a plugin, so this module imports
-nothing that can fail; what goes wrong in the call itself reaches vLLM's caller and ends
-the engine.
+Engines log and forget most of what goes wrong in a plugin, so this module imports nothing that can
+fail, and what must stop an engine leaves as SystemExit.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from types import ModuleType
 from typing import NoReturn
 
-# Lines under vLLM's own logger get its format and its level.
-logger = logging.getLogger("vllm.mate_plugin")
-
-_registered = False
+# vLLM formats what is logged under its own name; SGLang formats everything.
+_LOGGERS = {"vllm": "vllm.mate_plugin", "sglang": "sglang.mate_plugin"}
+_registered: set[str] = set()
 
 
 def register_vllm() -> None:
@@ -24,43 +24,15 @@ def register_vllm() -> None:
     Ends the process with one line (SystemExit) when the settings are broken, or when ``strict`` is
     set and a wanted hook could not be installed.
     """
-    global _registered
-    if _registered:
-        return
-    _registered = True
-    from mate_plugin import report
-    from mate_plugin.config import ConfigError, settings
+    _register("vllm")
 
-    try:
-        conf = settings()
-    except ConfigError as error:
-        _stop(str(error))
-    logger.setLevel(conf.log_level.upper())
-    if not conf.enabled:
-        _say(logging.INFO, "mate-plugin: off (enabled is false)")
-        return
-    if conf.report is not None:
-        try:
-            report.start(conf.report)
-        except OSError as error:
-            _stop(f"report: expected a directory that can be written, found {error}")
 
-    if conf.kernel != "auto":
-        # The core reads the variable once, when it is loaded.
-        os.environ.setdefault("MATE_PLUGIN_ISA", conf.kernel)
-    from mate_plugin.kernels import checks
-    from mate_plugin.layers import vllm_hooks
+def register_sglang() -> None:
+    """Install the hooks in this SGLang process; a second call does nothing.
 
-    checks.set_index_checks(conf.check)
-    hooks = vllm_hooks.install()
-    line = "mate-plugin: " + "; ".join(
-        f"{hook.name} {'installed' if hook.installed else 'not installed'} ({hook.reason})"
-        for hook in hooks
-    )
-    complete = all(hook.installed or not vllm_hooks.wanted(hook.name) for hook in hooks)
-    if conf.strict and not complete:
-        _stop(line.removeprefix("mate-plugin: ") + "; strict is set")
-    _say(logging.INFO if complete else logging.WARNING, line)
+    Ends the process as :func:`register_vllm` does.
+    """
+    _register("sglang")
 
 
 def vllm_platform() -> str | None:
@@ -83,7 +55,67 @@ def vllm_platform() -> str | None:
     return None if obstacle() else platform.choose()
 
 
-def _say(level: int, line: str) -> None:
+def sglang_platform() -> str | None:
+    """Name the platform ``mate_cpu`` where ``SGLANG_PLATFORM`` asks for it, else None.
+
+    Never by itself: any platform from outside makes SGLang forget its own CUDA and MUSA paths.
+    """
+    if os.environ.get("SGLANG_PLATFORM") != "mate_cpu":
+        return None
+    from mate_plugin.config import ConfigError, load
+    from mate_plugin.layers.sglang_release import obstacle
+
+    try:
+        conf = load()
+    except ConfigError as error:
+        _stop(str(error))
+    problem = "enabled is false" if not conf.enabled else obstacle()
+    if problem:
+        _stop(f"SGLANG_PLATFORM=mate_cpu cannot be served: {problem}")
+    return "mate_plugin.layers.sglang_platform.MateCpuPlatform"
+
+
+def _register(engine: str) -> None:
+    if engine in _registered:
+        return
+    _registered.add(engine)
+    from mate_plugin import report
+    from mate_plugin.config import ConfigError, settings
+
+    try:
+        conf = settings()
+    except ConfigError as error:
+        _stop(str(error))
+    logger = logging.getLogger(_LOGGERS[engine])
+    logger.setLevel(conf.log_level.upper())
+    if not conf.enabled:
+        _say(logger, logging.INFO, "mate-plugin: off (enabled is false)")
+        return
+    if conf.report is not None:
+        try:
+            report.start(conf.report)
+        except OSError as error:
+            _stop(f"report: expected a directory that can be written, found {error}")
+
+    if conf.kernel != "auto":
+        # The core reads the variable once, when it is loaded.
+        os.environ.setdefault("MATE_PLUGIN_ISA", conf.kernel)
+    from mate_plugin.kernels import checks
+
+    checks.set_index_checks(conf.check)
+    engine_hooks: ModuleType = importlib.import_module(f"mate_plugin.layers.{engine}_hooks")
+    hooks = engine_hooks.install()
+    line = "mate-plugin: " + "; ".join(
+        f"{hook.name} {'installed' if hook.installed else 'not installed'} ({hook.reason})"
+        for hook in hooks
+    )
+    complete = all(hook.installed or not engine_hooks.wanted(hook.name) for hook in hooks)
+    if conf.strict and not complete:
+        _stop(line.removeprefix("mate-plugin: ") + "; strict is set")
+    _say(logger, logging.INFO if complete else logging.WARNING, line)
+
+
+def _say(logger: logging.Logger, level: int, line: str) -> None:
     if logger.hasHandlers():
         logger.log(level, "%s", line)
     elif logger.isEnabledFor(level):

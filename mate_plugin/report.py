@@ -54,6 +54,12 @@ def hooks() -> list[Hook]:
     return list(_hooks.values())
 
 
+def installed(name: str) -> bool:
+    """Whether our code sits in the seam ``name`` of this process."""
+    hook = _hooks.get(name)
+    return hook is not None and hook.installed
+
+
 def layer_built(kind: str, shape: str, how: str) -> None:
     """Note a layer of ``kind`` ("moe", "linear") and ``shape``, and what serves it."""
     count = _layers.setdefault((kind, shape), LayerCount(kind, shape, how))

@@ -19,6 +19,7 @@ from mate_plugin.demo.families import (
     unquantised_modules,
 )
 from mate_plugin.demo.tokenizer import FIRST_SYLLABLE, VOCABULARY, write_tokenizer
+from mate_plugin.layers.linear import dequantise_blocks, spread_blocks
 
 BLOCK = 128
 FP8_MAX = 448.0
@@ -89,17 +90,8 @@ def quantise_blocks(
     scale = padded.view(rows, BLOCK, columns, BLOCK).abs().amax((1, 3)).clamp(min=1e-12) / FP8_MAX
     if pow2_scales:
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    quantised = (weight / _spread(scale, n, k)).clamp(-FP8_MAX, FP8_MAX)
+    quantised = (weight / spread_blocks(scale, n, k)).clamp(-FP8_MAX, FP8_MAX)
     return quantised.to(torch.float8_e4m3fn), scale
-
-
-def dequantise_blocks(quantised: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Float32 values of ``quantised[N, K]`` with one scale per 128x128 block."""
-    return quantised.float() * _spread(scale, *quantised.shape)
-
-
-def _spread(scale: torch.Tensor, n: int, k: int) -> torch.Tensor:
-    return scale.repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
 
 
 def _add_matrix(

@@ -44,6 +44,14 @@ def note_layer(kind: str, shape: str) -> None:
     report.layer_built(kind, shape, f"{impl}: {reason}")
 
 
+def write_keys(batch: Batch, k: torch.Tensor, kv_cache: torch.Tensor) -> None:
+    """Quantise ``k`` (T, D) with a power-of-two scale per token and write it into the cache.
+
+    ``kv_cache`` is uint8 (num_blocks, block, D + 4), a block's codes before its scales.
+    """
+    quant_and_write_k(k, kv_cache, batch.slot_mapping, ue8m0=True)
+
+
 def select_tokens(
     batch: Batch,
     q: torch.Tensor,
@@ -72,7 +80,7 @@ def select_tokens(
             settings is too small for one row.
     """
     rows = out[: q.shape[0]]
-    quant_and_write_k(k, kv_cache, batch.slot_mapping, ue8m0=True)
+    write_keys(batch, k, kv_cache)
     kernel.index_topk(
         q,
         kv_cache,
@@ -92,17 +100,27 @@ def attend(
     batch: Batch,
     q: torch.Tensor,
     kv_cache: torch.Tensor,
-    indices: torch.Tensor,
+    indices: torch.Tensor | None,
     value_dim: int,
     scale: float,
+    *,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Multi-query attention of (T, heads, D) queries to the tokens at ``indices`` (T, topk).
+    """Multi-query attention of (T, heads, D) queries to the tokens at ``indices`` (T, topk), or to
+    the first ``lengths`` (T,) tokens of their requests.
 
     Returns (T, heads, ``value_dim``) in the queries' dtype. See
     :func:`mate_plugin.kernels.sparse_mla.sparse_mla`.
     """
     out = sparse_mla(
-        q, kv_cache, indices, batch.block_table, batch.request_of_token, value_dim, scale
+        q,
+        kv_cache,
+        indices,
+        batch.block_table,
+        batch.request_of_token,
+        value_dim,
+        scale,
+        lengths=lengths,
     )
     report.layer_called(ATTENTION, attention_shape(q.shape[1], q.shape[2], value_dim))
     return out

@@ -48,8 +48,7 @@ def is_sparse(vllm_config: Any) -> bool:
 
 def serves(vllm_config: Any) -> bool:
     """Whether the model is such a one, and our indexer in the place of vLLM's."""
-    hook = next((one for one in report.hooks() if one.name == NAME), None)
-    return hook is not None and hook.installed and is_sparse(vllm_config)
+    return report.installed(NAME) and is_sparse(vllm_config)
 
 
 def block_size(wanted: int | None) -> int:

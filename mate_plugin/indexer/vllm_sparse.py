@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mate_plugin.indexer import sparse_layer, vllm_platform
-from mate_plugin.layers.vllm_release import lacking
+from mate_plugin.layers.seams import lacking
 from mate_plugin.report import Hook
 
 NAME = vllm_platform.NAME

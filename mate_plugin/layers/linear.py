@@ -54,6 +54,21 @@ def check_scale(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int
         )
 
 
+def spread_blocks(
+    scale: torch.Tensor, n: int, k: int, block: tuple[int, int] = (128, 128)
+) -> torch.Tensor:
+    """``scale[ceil(N / n), ceil(K / k)]`` repeated for each entry of a weight ``[N, K]``."""
+    rows = scale.repeat_interleave(block[0], 0)[:n]
+    return rows.repeat_interleave(block[1], 1)[:, :k]
+
+
+def dequantise_blocks(
+    weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] = (128, 128)
+) -> torch.Tensor:
+    """Float32 values of ``weight[N, K]`` with one scale per block."""
+    return weight.float() * spread_blocks(scale, *weight.shape, block)
+
+
 def resolve_activation(activation: str) -> str:
     """ "auto" keeps the activations. Raises ValueError for an unknown name."""
     if activation == "auto":

@@ -8,7 +8,8 @@ from typing import Any
 
 from mate_plugin.config import settings
 from mate_plugin.layers import vllm_moe
-from mate_plugin.layers.vllm_release import lacking
+from mate_plugin.layers.configured import plan_for
+from mate_plugin.layers.seams import lacking
 from mate_plugin.report import Hook
 
 NAME = "vllm.moe"
@@ -24,7 +25,7 @@ def install() -> Hook:
     if absent:
         return Hook(NAME, False, f"this vLLM lacks {', '.join(absent)}")
     try:
-        plan = vllm_moe.plan_for()
+        plan = plan_for("cpu")
     except (ValueError, NotImplementedError) as error:
         return Hook(NAME, False, str(error))
     config_class()

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from mate_plugin import report
-from mate_plugin.config import settings
+from mate_plugin.layers.configured import plan_for
 from mate_plugin.layers.experts import (
     apply_batched_experts,
     apply_experts,
     check_weights,
     shape_name,
 )
-from mate_plugin.layers.plan import BLOCKS, ExpertsPlan, block_of, plan_experts
+from mate_plugin.layers.plan import BLOCKS
 
 # What vLLM hands to `apply`; another set means another contract.
 APPLY_ARGUMENTS = {
@@ -63,14 +63,6 @@ def missing() -> list[str]:
     return lacking
 
 
-def plan_for(limit: float | None = None) -> ExpertsPlan:
-    """The plan of one vLLM MoE layer under the settings in force."""
-    conf = settings()
-    alignment = None if conf.alignment_m == "auto" else conf.alignment_m
-    block = block_of(conf.scale_granularity)
-    return plan_experts("cpu", block, conf.activation, conf.gemm_mode, alignment, limit)
-
-
 @functools.lru_cache(maxsize=1)
 def experts_classes() -> tuple[Any, Any]:
     """The experts for vLLM's Standard and BatchedExperts formats."""
@@ -88,7 +80,7 @@ def experts_classes() -> tuple[Any, Any]:
 
         def __init__(self, moe_config, quant_config, max_num_tokens=None, num_dispatchers=None):
             super().__init__(moe_config, quant_config, max_num_tokens, num_dispatchers)
-            self.plan = plan_for(self.activation_config.clamp_limit)
+            self.plan = plan_for("cpu", self.activation_config.clamp_limit)
 
         @property
         def expects_unquantized_inputs(self) -> bool:

@@ -1,0 +1,24 @@
+"""Plans of MoE layers as the settings in force want them."""
+
+from __future__ import annotations
+
+import torch
+
+from mate_plugin.config import settings
+from mate_plugin.layers.plan import ExpertsPlan, WeightBits, block_of, plan_experts
+
+
+def plan_for(
+    device: torch.device | str, limit: float | None = None, weight_bits: WeightBits = 8
+) -> ExpertsPlan:
+    """The plan of one MoE layer on ``device``; ``limit`` is its clamp of SwiGLU.
+
+    Raises ValueError where the settings ask for what no layer serves, NotImplementedError where
+    the device has no kernels.
+    """
+    conf = settings()
+    alignment = None if conf.alignment_m == "auto" else conf.alignment_m
+    block = block_of(conf.scale_granularity)
+    return plan_experts(
+        device, block, conf.activation, conf.gemm_mode, alignment, limit, weight_bits
+    )

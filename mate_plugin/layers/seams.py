@@ -1,0 +1,103 @@
+"""Filling the seams of an engine in one process: which, where, and why not the others."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mate_plugin import report
+from mate_plugin.config import settings
+from mate_plugin.report import Hook
+
+
+@dataclass(frozen=True)
+class Seam:
+    """How to fill one seam, and the platforms of the engine on which it is filled.
+
+    auto: whether the setting ``auto`` means yes here.
+    """
+
+    fill: Callable[[], Hook]
+    platforms: tuple[str, ...] = ("cpu",)
+    auto: Callable[[], bool] = lambda: False
+
+
+def install(
+    seams: Mapping[str, Seam], obstacle: str | None, platform: Callable[[], str]
+) -> list[Hook]:
+    """Try each seam (named section.field of the settings) and return what became of it.
+
+    Args:
+        obstacle: why no seam of the engine fits, or None.
+        platform: name of the platform that the engine runs on; asked only without an obstacle.
+    """
+    hooks = []
+    for name, seam in seams.items():
+        value = _setting(name)
+        if value is False:
+            hook = Hook(name, False, f"switched off in the settings ({name}: false)")
+        elif obstacle:
+            hook = Hook(name, False, obstacle)
+        elif value == "auto" and not seam.auto():
+            hook = Hook(name, False, f"switched off here ({name}: auto)")
+        elif (found := platform()) not in seam.platforms:
+            expected = " or ".join(seam.platforms)
+            hook = Hook(name, False, f"expected the platform {expected}, found {found}")
+        else:
+            hook = seam.fill()
+        hooks.append(report.record_hook(hook))
+    return hooks
+
+
+def wanted(seams: Mapping[str, Seam], name: str, obstacle: str | None) -> bool:
+    """Whether the settings ask for the seam ``name``; with an obstacle, ``auto`` cannot tell and
+    asks."""
+    value = _setting(name)
+    if value == "auto":
+        return obstacle is not None or seams[name].auto()
+    return bool(value)
+
+
+def lacking(wanted: Mapping[Any, Iterable[str]]) -> list[str]:
+    """Names that the modules and classes of an engine should have, and do not."""
+    return [
+        f"{owner.__name__}.{name}"
+        for owner, names in wanted.items()
+        for name in names
+        if not hasattr(owner, name)
+    ]
+
+
+def unresolved(targets: Iterable[str]) -> list[str]:
+    """Dotted names that do not lead to anything in this installation."""
+    absent = []
+    for target in targets:
+        try:
+            pkgutil.resolve_name(target)
+        except (ImportError, AttributeError, ValueError):
+            absent.append(target)
+    return absent
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Major, minor and patch number of a version."""
+    parts = (version.split("+")[0].split(".") + ["0", "0"])[:3]
+    return tuple(int(part) if part.isdigit() else -1 for part in parts)
+
+
+def core_obstacle() -> str | None:
+    """Why the compiled core cannot be used, or None."""
+    from mate_plugin.kernels import library
+
+    try:
+        library.isa()
+    except (ImportError, OSError, ValueError) as error:
+        return f"the compiled core cannot be used: {error}"
+    return None
+
+
+def _setting(name: str) -> object:
+    section, _, field = name.partition(".")
+    return getattr(getattr(settings(), section), field)

@@ -1,0 +1,78 @@
+"""SGLang's platform ``mate_cpu``: any x86 CPU, with our layers and without ``sgl_kernel``.
+
+Chosen by ``SGLANG_PLATFORM=mate_cpu`` only.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from mate_plugin import report
+from mate_plugin.indexer import sglang_sparse
+from mate_plugin.indexer.sglang_attention import BACKEND as MLA_BACKEND
+from mate_plugin.layers import sglang_linear, sglang_moe
+from mate_plugin.layers.sglang_release import MATE_CPU
+
+PAGE = 64
+# What SGLang fills in for a CPU: kernels for AMX out of sgl_kernel, which this platform is without.
+AMX_BACKEND = "intel_amx"
+
+
+@functools.cache
+def platform_class() -> type:
+    """Make the platform class (once per process)."""
+    from sglang.srt.platforms.cpu import CpuDeviceMixin
+    from sglang.srt.platforms.device_mixin import PlatformEnum
+    from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+    class MateCpuPlatform(CpuDeviceMixin, SRTPlatform):
+        """SGLang on a CPU in plain torch, and on our kernels where it has layers for them."""
+
+        _enum = PlatformEnum.OOT
+        device_name = MATE_CPU
+        device_type = "cpu"
+        supported_quantization = ("fp8",)
+        capabilities = PlatformCapabilities()
+
+        def get_default_attention_backend(self) -> str:
+            return "torch_native"
+
+        def get_dispatch_key_name(self) -> str:
+            return MATE_CPU
+
+        def get_compile_backend(self, mode=None) -> str:
+            return "eager"
+
+        def get_quantization_config(self, quantization):
+            if quantization != "fp8":
+                return None
+            from mate_plugin.layers.sglang_fp8 import config_class
+
+            return config_class()
+
+        def apply_server_args_defaults(self, server_args) -> None:
+            from sglang.srt.arg_groups.model_override_base import model_config_of
+            from sglang.srt.configs.model_config import AttentionArch
+
+            if server_args.moe_runner_backend == "auto" and report.installed(sglang_moe.NAME):
+                server_args.moe_runner_backend = sglang_moe.BACKEND
+            if server_args.attention_backend not in (None, AMX_BACKEND, MLA_BACKEND):
+                return
+            arch = model_config_of(server_args).attention_arch
+            if arch == AttentionArch.MLA and report.installed(sglang_sparse.NAME):
+                server_args.attention_backend = MLA_BACKEND
+                server_args.page_size = server_args.page_size or PAGE
+            elif server_args.attention_backend != MLA_BACKEND:
+                server_args.attention_backend = self.get_default_attention_backend()
+
+    MateCpuPlatform.__module__ = __name__
+    MateCpuPlatform.__qualname__ = "MateCpuPlatform"
+    return MateCpuPlatform
+
+
+def __getattr__(name: str) -> Any:
+    # SGLang finds the class by this module's name; it can only be made once SGLang is imported.
+    if name == "MateCpuPlatform":
+        return platform_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
