@@ -105,5 +105,10 @@ def launch(
     if not enable_overlap:
         return out
     assert signal is not None
-    threshold = ceil_div(b.shape[1], library.SIGNAL_BLOCK_N)
-    return out, signal, library.SIGNAL_BLOCK_M, threshold
+    return out, signal, *signal_units(b.shape[1])
+
+
+def signal_units(columns: int) -> tuple[int, int]:
+    """``(block_m, threshold)`` of an overlap signal: the rows of a block, and by how much its entry
+    rises until all of them have their ``columns`` columns."""
+    return library.SIGNAL_BLOCK_M, ceil_div(columns, library.SIGNAL_BLOCK_N)
