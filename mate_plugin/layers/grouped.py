@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,16 @@ from mate_plugin.layers.plan import ExpertsPlan
 # 16-bit or float32 rows, or FP8 rows with their scales.
 Rows = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 GATE, UP = 0, 1
+RAGGED: dict[str, Callable[..., Any]] = {
+    "8bit": gemm.ragged_m_moe_gemm_8bit,
+    "16bit": gemm.ragged_m_moe_gemm_16bit,
+    "w8a16": gemm.ragged_m_moe_gemm_w8a16,
+}
+MASKED: dict[str, Callable[..., Any]] = {
+    "8bit": gemm.masked_moe_gemm_8bit,
+    "16bit": gemm.masked_moe_gemm_16bit,
+    "w8a16": gemm.masked_moe_gemm_w8a16,
+}
 
 
 def lay_out(
@@ -50,62 +61,73 @@ class GroupedGemm:
         }
 
     def __call__(
-        self, rows: Rows, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+        self, rows: Rows, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
-        """``rows[R, K]`` times each row's expert of ``weight[E, N, K]``, as ``[R, N]``."""
-        count = (rows[0] if isinstance(rows, tuple) else rows).shape[0]
-        out = torch.empty(count, weight.shape[1], dtype=dtype, device=weight.device)
+        """``rows[..., K]`` times each row's expert of ``weight[E, N, K]``, as ``[..., N]``."""
+        out = weight.new_empty(*_shape(rows)[:-1], weight.shape[1], dtype=dtype)
         self.into(rows, weight, scale, out)
         return out
 
     def into(
-        self, rows: Rows, weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+        self,
+        rows: Rows,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        out: torch.Tensor,
+        signal: torch.Tensor | None = None,
     ) -> None:
-        """The same, written to ``out[R, N]`` (or ``[E, R / E, N]`` where rows are masked)."""
-        weights = (weight, scale)
-        if self.masked and isinstance(rows, tuple):
-            slots = (self._slots(rows[0]), self._slots(rows[1]))
-            gemm.masked_moe_gemm_8bit(slots, weights, self.info, self._slots(out))
-        elif self.masked and isinstance(rows, torch.Tensor):
-            gemm.masked_moe_gemm_w8a16(self._slots(rows), weights, self.info, self._slots(out))
-        elif isinstance(rows, tuple):
-            gemm.ragged_m_moe_gemm_8bit(rows, weights, self.info, out, **self.options)
-        else:
-            gemm.ragged_m_moe_gemm_w8a16(rows, weights, self.info, out, **self.options)
+        """The same, written to ``out[..., N]``. Masked rows may be flat, ``[R, K]``, or have a
+        dimension of slots, ``[E, R / E, K]``; their progress is reported to a ``signal``."""
+        form = "8bit" if isinstance(rows, tuple) else "16bit" if scale is None else "w8a16"
+        weights = weight if scale is None else (weight, scale)
+        if not self.masked:
+            RAGGED[form](rows, weights, self.info, out, **self.options)
+            return
+        slots = tuple(map(self._slots, rows)) if isinstance(rows, tuple) else self._slots(rows)
+        overlap = signal is not None
+        MASKED[form](
+            slots, weights, self.info, self._slots(out), enable_overlap=overlap, signal=signal
+        )
 
     def _slots(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (self.num_experts, -1)) if rows.dim() == 2 else rows
 
 
+def _shape(rows: Rows) -> torch.Size:
+    return (rows[0] if isinstance(rows, tuple) else rows).shape
+
+
 def gate_up(
     plan: ExpertsPlan,
     grouped: GroupedGemm,
-    entering: torch.Tensor,
+    entering: Rows,
     w13: torch.Tensor,
-    w13_scale: torch.Tensor,
+    w13_scale: torch.Tensor | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Gate and up of each row, ``[R, 2I]``."""
-    rows: Rows = entering
-    # GPUs round what leaves a GEMM; where activations are kept, sums stay in float32 to the end.
-    dtype = torch.float32
-    if plan.activation == "fp8":
+    """Gate and up of each row, ``[..., 2I]``, in float32 or ``dtype``, the layer's of 16 bits."""
+    rows = entering
+    if plan.activation == "fp8" and isinstance(entering, torch.Tensor):
         rows = quant.per_token_group_quant_fp8(entering, plan.block[1])
-        dtype = entering.dtype
+    if w13_scale is None:
+        return grouped(rows, w13, None, dtype)
+    # The kernels of 8 x 8 bits round what they write, as GPUs do; those of 8 x 16 need not.
+    dtype = dtype if isinstance(rows, tuple) else torch.float32
     width = w13.shape[1] // 2
     if width % plan.block[0] == 0:
         return grouped(rows, w13, w13_scale, dtype)
     # Gate and up each end in a partial block, so that their scales form two grids.
-    inner = torch.empty(entering.shape[0], 2 * width, dtype=dtype, device=entering.device)
+    inner = w13.new_empty(*_shape(rows)[:-1], 2 * width, dtype=dtype)
     blocks = w13_scale.shape[1] // 2
     for half in (GATE, UP):
         columns = slice(half * width, (half + 1) * width)
         scale = w13_scale[:, half * blocks : (half + 1) * blocks]
-        grouped.into(rows, w13[:, columns], scale, inner[:, columns])
+        grouped.into(rows, w13[:, columns], scale, inner[..., columns])
     return inner
 
 
 def swiglu(plan: ExpertsPlan, inner: torch.Tensor, dtype: torch.dtype) -> Rows:
-    """``silu(gate) * up`` of ``inner[R, 2I]``, as the second GEMM takes it: ``dtype`` or FP8."""
+    """``silu(gate) * up`` of ``inner[..., 2I]``, as the second GEMM takes it: ``dtype`` or FP8."""
     if plan.activation == "fp8":
         # GPUs run two kernels here, with a 16-bit product between them.
         return quant.silu_and_mul_quant_fp8(

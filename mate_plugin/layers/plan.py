@@ -11,9 +11,16 @@ import torch
 from mate_plugin.kernels import select
 
 Activation = Literal["bf16", "fp8"]
+WeightBits = Literal[8, 16]
 MODES = ("per_token", "psum_expert", "per_expert", "masked")
 ALIGNMENTS = (1, 128, 256)
 ACTIVATIONS = ("bf16", "fp8")
+# The operands of a GEMM in words.
+FORMS: dict[tuple[WeightBits, Activation], str] = {
+    (8, "bf16"): "8-bit x 16-bit",
+    (8, "fp8"): "8-bit x 8-bit",
+    (16, "bf16"): "16-bit x 16-bit",
+}
 # (N, K) of one weight scale that the grouped GEMMs take.
 BLOCKS = ((128, 128),)
 
@@ -26,9 +33,10 @@ class ExpertsPlan:
         before each GEMM, as GPUs do.
     gemm_mode: layout in which rows reach the grouped GEMM.
     alignment_m: each expert's rows start at a multiple of this.
-    block: (N, K) of one weight scale.
+    block: (N, K) of one weight scale; no meaning where weights are of 16 bits.
     limit: clamp of SwiGLU (gate at most ``limit``, up within ``+-limit``), or None.
     impl: name of the kernel implementation; reason: why that one.
+    weight_bits: 8 for FP8 weights with scales, 16 for bfloat16 or float16 weights without.
     key: all of it as text, which a compiled graph can carry; :func:`from_key` reads it.
     """
 
@@ -39,33 +47,41 @@ class ExpertsPlan:
     limit: float | None
     impl: str
     reason: str
+    weight_bits: WeightBits = 8
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         limit = "" if self.limit is None else repr(self.limit)
         block = f"{self.block[0]}x{self.block[1]}"
-        numerics = (self.activation, self.gemm_mode, str(self.alignment_m), block, limit)
+        numerics = (self.form, self.gemm_mode, str(self.alignment_m), block, limit)
         object.__setattr__(self, "key", "|".join((*numerics, self.impl, self.reason)))
+
+    @property
+    def form(self) -> str:
+        """The operands of the GEMMs in words, weights first."""
+        return phrase(self.activation, self.weight_bits)
 
     def describe(self) -> str:
         """One short phrase for people."""
         layout = self.gemm_mode if self.alignment_m == 1 else f"{self.gemm_mode}/{self.alignment_m}"
-        return f"{phrase(self.activation)}, {layout}, {self.impl}: {self.reason}"
+        return f"{self.form}, {layout}, {self.impl}: {self.reason}"
 
 
 @functools.cache
 def from_key(key: str) -> ExpertsPlan:
     """The plan that ``key`` was made from."""
-    activation, mode, alignment, block, limit, impl, reason = key.split("|", 6)
+    form, mode, alignment, block, limit, impl, reason = key.split("|", 6)
+    weight_bits, activation = next(known for known, name in FORMS.items() if name == form)
     n, k = block.split("x")
     return ExpertsPlan(
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         gemm_mode=mode,
         alignment_m=int(alignment),
         block=(int(n), int(k)),
         limit=float(limit) if limit else None,
         impl=impl,
         reason=reason,
+        weight_bits=weight_bits,
     )
 
 
@@ -76,15 +92,24 @@ def plan_experts(
     gemm_mode: str = "auto",
     alignment_m: int | None = None,
     limit: float | None = None,
+    weight_bits: WeightBits = 8,
 ) -> ExpertsPlan:
     """Choose how a MoE layer on ``device`` computes.
 
     "auto" keeps 16-bit activations and packs the rows of each expert (``per_expert``, alignment 1)
-    on a CPU. ``alignment_m=None`` packs rows there too, in each mode.
+    on a CPU. ``alignment_m=None`` packs rows there too, in each mode. Weights of 16 bits leave no
+    choice of ``activation``: there is no GEMM of 16 by 8 bits.
 
     Raises ValueError naming the argument, or NotImplementedError where the device has no kernels.
     """
     chosen = _one_of("activation", "bf16" if activation == "auto" else activation, ACTIVATIONS)
+    if weight_bits not in (8, 16):
+        raise ValueError(f"weight_bits: expected 8 or 16, got {weight_bits}")
+    if weight_bits == 16 and chosen == "fp8":
+        raise ValueError(
+            "activation: expected auto or bf16 beside 16-bit weights, which are multiplied with"
+            f" 16-bit activations only, got {activation!r}"
+        )
     mode = _one_of("gemm_mode", "per_expert" if gemm_mode == "auto" else gemm_mode, MODES)
     alignment = 1 if alignment_m is None else alignment_m
     if alignment not in ALIGNMENTS:
@@ -97,7 +122,7 @@ def plan_experts(
         raise ValueError(f"limit: expected a positive number or None, got {limit}")
     op = "masked_gemm" if mode == "masked" else "ragged_m_gemm"
     choice = implementation(op, device)
-    return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice)  # type: ignore[arg-type]
+    return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice, weight_bits)  # type: ignore[arg-type]
 
 
 def block_of(granularity: tuple[int, int, int]) -> tuple[int, int]:
@@ -110,9 +135,9 @@ def block_of(granularity: tuple[int, int, int]) -> tuple[int, int]:
     return n, k
 
 
-def phrase(activation: str) -> str:
-    """The operands of a GEMM in words."""
-    return "8-bit x 8-bit" if activation == "fp8" else "8-bit x 16-bit"
+def phrase(activation: str, weight_bits: WeightBits = 8) -> str:
+    """The operands of a GEMM in words, weights first."""
+    return FORMS[weight_bits, activation]  # type: ignore[index]
 
 
 def check_block(block: tuple[int, int]) -> None:

@@ -1,0 +1,156 @@
+"""The MoE layer as functions of a plan and its weights.
+
+A whole layer is one torch op, so that torch.compile sees one opaque call and an eager call goes
+straight through.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mate_plugin import report
+from mate_plugin.kernels import masked, moe
+from mate_plugin.layers.experts_args import check_batched, check_standard, router_weights
+from mate_plugin.layers.grouped import GroupedGemm, Rows, gate_up, lay_out, swiglu
+from mate_plugin.layers.plan import ExpertsPlan, from_key
+from mate_plugin.layers.weights import shape_name
+
+# (out, signal, block_m, threshold)
+Overlap = tuple[torch.Tensor, torch.Tensor, int, int]
+
+
+def apply_experts(
+    plan: ExpertsPlan,
+    hidden: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+    w13: torch.Tensor,
+    w13_scale: torch.Tensor | None,
+    w2: torch.Tensor,
+    w2_scale: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    expert_map: torch.Tensor | None = None,
+    apply_router_weight_on_input: bool = False,
+    routed_scaling_factor: float | None = None,
+    no_combine: bool = False,
+    keep_router_weight: bool = False,
+) -> torch.Tensor:
+    """:meth:`.experts.Experts.apply` for callers that keep plan and weights themselves."""
+    entering, leaving = router_weights(
+        topk_weights,
+        topk_ids,
+        apply_router_weight_on_input,
+        routed_scaling_factor,
+        no_combine,
+        keep_router_weight,
+    )
+    check_standard(plan, hidden, topk_ids, w13, w13_scale, out, no_combine)
+    run = torch.ops.mate_plugin.experts if torch.compiler.is_compiling() else _experts
+    run(
+        hidden,
+        topk_ids,
+        entering,
+        leaving,
+        w13,
+        w13_scale,
+        w2,
+        w2_scale,
+        expert_map,
+        out,
+        no_combine,
+        plan.key,
+    )
+    return out
+
+
+def apply_batched_experts(
+    plan: ExpertsPlan,
+    hidden: Rows,
+    counts: torch.Tensor,
+    w13: torch.Tensor,
+    w13_scale: torch.Tensor | None,
+    w2: torch.Tensor,
+    w2_scale: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    signal: torch.Tensor | None = None,
+) -> torch.Tensor | Overlap:
+    """:meth:`.experts.Experts.apply_batched` for callers that keep plan and weights themselves."""
+    check_batched(plan, hidden, w13, w13_scale)
+    rows, scale = hidden if isinstance(hidden, tuple) else (hidden, None)
+    run = torch.ops.mate_plugin.batched_experts if torch.compiler.is_compiling() else _batched
+    run(rows, scale, counts, w13, w13_scale, w2, w2_scale, out, signal, plan.key)
+    if signal is None:
+        return out
+    return out, signal, *masked.signal_units(w2.shape[1])
+
+
+def _experts(
+    hidden: torch.Tensor,
+    topk_ids: torch.Tensor,
+    weights_in: torch.Tensor | None,
+    weights_out: torch.Tensor | None,
+    w13: torch.Tensor,
+    w13_scale: torch.Tensor | None,
+    w2: torch.Tensor,
+    w2_scale: torch.Tensor | None,
+    expert_map: torch.Tensor | None,
+    out: torch.Tensor,
+    no_combine: bool,
+    key: str,
+) -> None:
+    plan = from_key(key)
+    report.layer_called("moe", shape_name(w2), plan.describe())
+    if hidden.shape[0] == 0:
+        return
+    routing, info = lay_out(plan, topk_ids, w13.shape[0], expert_map)
+    entering = moe.permute(hidden, routing, topk_ids.shape[1], weights_in)
+    grouped = GroupedGemm(plan, info, w13.shape[0])
+    inner = gate_up(plan, grouped, entering, w13, w13_scale, hidden.dtype)
+    leaving = grouped(swiglu(plan, inner, hidden.dtype), w2, w2_scale, inner.dtype)
+    if no_combine:
+        # Each (token, slot) pair takes its row back as a token with a single slot would.
+        routing, out = routing._replace(topk=1), out.flatten(0, 1)
+        weights_out = None if weights_out is None else weights_out.reshape(-1, 1)
+    moe.unpermute(leaving, routing, weights_out, out)
+
+
+def _batched(
+    hidden: torch.Tensor,
+    hidden_scale: torch.Tensor | None,
+    counts: torch.Tensor,
+    w13: torch.Tensor,
+    w13_scale: torch.Tensor | None,
+    w2: torch.Tensor,
+    w2_scale: torch.Tensor | None,
+    out: torch.Tensor,
+    signal: torch.Tensor | None,
+    key: str,
+) -> None:
+    plan = from_key(key)
+    report.layer_called("moe", shape_name(w2), plan.describe())
+    if hidden.shape[1] == 0:
+        return
+    rows, dtype = (
+        ((hidden, hidden_scale), out.dtype) if hidden_scale is not None else (hidden, hidden.dtype)
+    )
+    slots = GroupedGemm(plan, counts, hidden.shape[0], masked=True)
+    inner = gate_up(plan, slots, rows, w13, w13_scale, dtype)
+    slots.into(swiglu(plan, inner, dtype), w2, w2_scale, out, signal)
+
+
+_library = torch.library.Library("mate_plugin", "FRAGMENT")
+_library.define(
+    "experts(Tensor hidden, Tensor topk_ids, Tensor? weights_in, Tensor? weights_out, Tensor w13,"
+    " Tensor? w13_scale, Tensor w2, Tensor? w2_scale, Tensor? expert_map, Tensor(a!) out,"
+    " bool no_combine, str key) -> ()"
+)
+_library.define(
+    "batched_experts(Tensor hidden, Tensor? hidden_scale, Tensor counts, Tensor w13,"
+    " Tensor? w13_scale, Tensor w2, Tensor? w2_scale, Tensor(a!) out, Tensor(b!)? signal, str key)"
+    " -> ()"
+)
+for _name, _function in {"experts": _experts, "batched_experts": _batched}.items():
+    _library.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"mate_plugin::{_name}", lambda *_: None, lib=_library)
