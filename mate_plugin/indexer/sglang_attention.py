@@ -1,5 +1,8 @@
 """SGLang's attention backend ``mate_dsa``: MLA on a CPU, over selected tokens or all of them."""
 
+# SGLang fixes the signatures of what it calls.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import functools
@@ -119,7 +122,7 @@ def backend_class() -> Any:
             self.token_to_kv_pool = model_runner.token_to_kv_pool
             self.page_size = model_runner.page_size
             self.shapes: set[str] = set()
-            self.step: Step | None = None
+            self.step: Any = None
             self.metadata: Any = None
 
         def init_forward_metadata(self, forward_batch) -> None:

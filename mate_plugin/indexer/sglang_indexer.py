@@ -75,9 +75,7 @@ def _hadamard(size: int, device: torch.device) -> torch.Tensor:
         raise ValueError(f"x: expected a power of two as the last dimension, got {size}")
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
-        matrix = torch.cat(
-            (torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1))
-        )
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return (matrix * size**-0.5).to(device)
 
 

@@ -88,8 +88,8 @@ def absorb_exactly(_: Any, model: Any, is_nextn: bool = False, **_options: Any) 
     """
     layers = [model.model.decoder] if is_nextn else model.model.layers
     for layer in layers:
-        attention = getattr(layer, "self_attn", None)
-        projection = getattr(attention, "kv_b_proj", None)
+        attention: Any = getattr(layer, "self_attn", None)
+        projection: Any = getattr(attention, "kv_b_proj", None)
         weight = getattr(projection, "weight", None)
         if weight is None or weight.dtype != torch.float8_e4m3fn:
             continue

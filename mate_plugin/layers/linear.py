@@ -66,7 +66,7 @@ def dequantise_blocks(
     weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] = (128, 128)
 ) -> torch.Tensor:
     """Float32 values of ``weight[N, K]`` with one scale per block."""
-    return weight.float() * spread_blocks(scale, *weight.shape, block)
+    return weight.float() * spread_blocks(scale, weight.shape[0], weight.shape[1], block)
 
 
 def resolve_activation(activation: str) -> str:

@@ -83,7 +83,7 @@ def unresolved(targets: Iterable[str]) -> list[str]:
 
 def release(version: str) -> tuple[int, ...]:
     """Major, minor and patch number of a version."""
-    parts = (version.split("+")[0].split(".") + ["0", "0"])[:3]
+    parts = [*version.split("+")[0].split("."), "0", "0"][:3]
     return tuple(int(part) if part.isdigit() else -1 for part in parts)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mate_plugin.layers.experts import apply_batched_experts, apply_experts
+from mate_plugin.layers.experts_ops import apply_batched_experts, apply_experts
 from mate_plugin.layers.plan import ExpertsPlan
 
 

@@ -25,7 +25,7 @@ def install() -> list[Hook]:
 
 def wanted(name: str) -> bool:
     """Whether the settings ask for the hook ``name`` (section.field)."""
-    return seams.wanted(SEAMS, name)
+    return seams.wanted(SEAMS, name, unsupported())
 
 
 def unsupported() -> str | None:

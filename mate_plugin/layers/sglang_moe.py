@@ -1,5 +1,8 @@
 """SGLang's seam for MoE layers: the runner backend ``mate``, and methods whose layers use it."""
 
+# SGLang fixes the signatures of what it calls.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import functools
@@ -9,8 +12,9 @@ from mate_plugin import report
 from mate_plugin.kernels import select
 from mate_plugin.layers import seams, sglang_release
 from mate_plugin.layers.configured import plan_for
-from mate_plugin.layers.experts import check_weights, shape_name
+from mate_plugin.layers.plan import WeightBits
 from mate_plugin.layers.sglang_release import on_mate_cpu
+from mate_plugin.layers.weights import check_weights, shape_name
 from mate_plugin.report import Hook
 
 NAME, DEEP_GEMM = "sglang.moe", "sglang.moe_deep_gemm"
@@ -37,7 +41,9 @@ TARGETS = (
 
 def wanted_by_default() -> bool:
     """Whether the setting ``auto`` means yes: on mate_cpu, and on GPUs with kernels of ours."""
-    return on_mate_cpu() or select.choose("ragged_m_gemm", sglang_release.platform()).impl is not None
+    return (
+        on_mate_cpu() or select.choose("ragged_m_gemm", sglang_release.platform()).impl is not None
+    )
 
 
 def install() -> Hook:
@@ -126,7 +132,7 @@ def core_class() -> Any:
         def __init__(self, config) -> None:
             super().__init__(config)
             check_config(config)
-            self.plan = None
+            self.plan: Any = None
 
         @property
         def runner_backend(self):
@@ -134,7 +140,7 @@ def core_class() -> Any:
 
         def prepare(self, quant_info) -> None:
             """Choose how to compute, once the weights are there."""
-            bits = 8 if quant_info.w2_scale is not None else 16
+            bits: WeightBits = 8 if quant_info.w2_scale is not None else 16
             self.plan = plan_for(quant_info.w2_weight.device, self.config.swiglu_limit, bits)
             report.layer_built("moe", shape_name(quant_info.w2_weight), self.plan.describe())
 

@@ -3,6 +3,9 @@
 Chosen by ``SGLANG_PLATFORM=mate_cpu`` only.
 """
 
+# SGLang fixes the signatures of what it calls.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import functools
@@ -11,7 +14,7 @@ from typing import Any
 from mate_plugin import report
 from mate_plugin.indexer import sglang_sparse
 from mate_plugin.indexer.sglang_attention import BACKEND as MLA_BACKEND
-from mate_plugin.layers import sglang_linear, sglang_moe
+from mate_plugin.layers import sglang_moe
 from mate_plugin.layers.sglang_release import MATE_CPU
 
 PAGE = 64
