@@ -65,15 +65,25 @@ class MoeWeights:
         self.w2_scale = torch.stack([s for _, s in stored["down"]])
 
     @property
-    def stored(self) -> tuple[torch.Tensor, ...]:
+    def stored(self) -> tuple[torch.Tensor | None, ...]:
         return self.w13, self.w13_scale, self.w2, self.w2_scale
 
     def expert(
         self, e: int, rows: torch.Tensor, fp8: bool = False, limit: float | None = None
     ) -> torch.Tensor:
         """``rows[R, H]`` through expert e; between the steps as 16-bit layers round."""
-        dtype = rows.dtype
         x = round_groups(rows) if fp8 else rows.double()
+        return self.through(e, x, rows.dtype, fp8, limit)
+
+    def through(
+        self,
+        e: int,
+        x: torch.Tensor,
+        dtype: torch.dtype,
+        fp8: bool = False,
+        limit: float | None = None,
+    ) -> torch.Tensor:
+        """Float64 rows ``x[R, H]`` through expert e of a layer that rounds to ``dtype``."""
         gate = (x @ self.exact["gate"][e].T).to(dtype).double()
         up = (x @ self.exact["up"][e].T).to(dtype).double()
         if limit is not None:
@@ -81,6 +91,52 @@ class MoeWeights:
         inner = (gate * torch.sigmoid(gate) * up).to(dtype)
         inner = round_groups(inner) if fp8 else inner.double()
         return (inner @ self.exact["down"][e].T).to(dtype).double()
+
+
+class MoeWeights16(MoeWeights):
+    """Random experts of a 16-bit dtype, which have no scales."""
+
+    def __init__(
+        self, experts: int, hidden: int, inner: int, dtype: torch.dtype, seed: int = 0
+    ) -> None:
+        chance = torch.Generator().manual_seed(seed)
+        w13 = torch.randn(experts, 2 * inner, hidden, generator=chance) / hidden**0.5
+        w2 = torch.randn(experts, hidden, inner, generator=chance) / inner**0.5
+        self.w13, self.w2 = w13.to(dtype), w2.to(dtype)
+        self.w13_scale = self.w2_scale = None
+        self.exact = {
+            "gate": list(self.w13[:, :inner].double()),
+            "up": list(self.w13[:, inner:].double()),
+            "down": list(self.w2.double()),
+        }
+
+
+def moe_rows(
+    weights: MoeWeights,
+    hidden: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    topk_ids: torch.Tensor,
+    expert_map: torch.Tensor | None = None,
+    on_input: bool = False,
+    fp8: bool = False,
+    limit: float | None = None,
+) -> torch.Tensor:
+    """What each chosen expert gives in float64, ``[T, topk, H]``, one row at a time.
+
+    Router weights are in it only where they go in ``on_input``.
+    """
+    out = torch.zeros(*topk_ids.shape, hidden.shape[1], dtype=torch.float64)
+    for t, ids in enumerate(topk_ids.tolist()):
+        for j, e in enumerate(ids):
+            if expert_map is not None and e >= 0:
+                e = int(expert_map[e])
+            if e < 0:
+                continue
+            row = hidden[t : t + 1]
+            if on_input:
+                row = (row.float() * float(topk_weights[t, j])).to(hidden.dtype)
+            out[t, j] = weights.expert(e, row, fp8, limit)[0]
+    return out
 
 
 def moe(
@@ -93,17 +149,8 @@ def moe(
     fp8: bool = False,
     limit: float | None = None,
 ) -> torch.Tensor:
-    """The whole layer in float64, one row at a time."""
-    out = torch.zeros(hidden.shape, dtype=torch.float64)
-    for t, ids in enumerate(topk_ids.tolist()):
-        for j, e in enumerate(ids):
-            if expert_map is not None and e >= 0:
-                e = int(expert_map[e])
-            if e < 0:
-                continue
-            row = hidden[t : t + 1]
-            factor = 1.0 if topk_weights is None else float(topk_weights[t, j])
-            if on_input:
-                row, factor = (row.float() * factor).to(hidden.dtype), 1.0
-            out[t] += factor * weights.expert(e, row, fp8, limit)[0]
-    return out
+    """The whole layer in float64."""
+    rows = moe_rows(weights, hidden, topk_weights, topk_ids, expert_map, on_input, fp8, limit)
+    if topk_weights is not None and not on_input:
+        rows = rows * topk_weights.double().unsqueeze(-1)
+    return rows.sum(1)
