@@ -94,9 +94,16 @@ class SglangSettings(_Section):
     linear: Switch = Field(
         default="auto", description="serve block-FP8 linear layers; auto: on the platform mate_cpu"
     )
+    attention: Switch = Field(
+        default="auto",
+        description="offer mate_native, attention in float32; auto: on the platform mate_cpu",
+    )
     sparse: Switch = Field(
         default="auto",
         description="serve MLA and its indexer by mate_dsa; auto: on the platform mate_cpu",
+    )
+    indexer: Switch = Field(
+        default="auto", description="give the DSA indexer a forward on MUSA; auto: there"
     )
     deep_gemm: Switch = Field(
         default="auto",

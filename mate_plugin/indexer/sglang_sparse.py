@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from mate_plugin.indexer import sglang_attention, sglang_indexer, sglang_scores, sparse_layer
-from mate_plugin.indexer.sglang_attention import BACKEND
+from mate_plugin.indexer import sglang_indexer, sglang_mla, sglang_scores, sparse_layer
+from mate_plugin.indexer.sglang_mla import BACKEND
 from mate_plugin.layers import seams, sglang_release
 from mate_plugin.layers.linear import dequantise_blocks
+from mate_plugin.layers.sglang_attention import register
 from mate_plugin.report import Hook
 
 NAME = "sglang.sparse"
@@ -58,8 +59,6 @@ def install() -> Hook:
 def fill() -> None:
     """Register everything with SGLang."""
     from sglang.kernels.fused_op import BaseFusedOp
-    from sglang.srt.arg_groups import choices
-    from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
     from sglang.srt.models.deepseek_common.attention_backend_handler import (
         AttentionBackendRegistry,
@@ -69,9 +68,7 @@ def fill() -> None:
     )
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    if BACKEND not in choices.ATTENTION_BACKEND_CHOICES:
-        choices.add_attention_backend_choices([BACKEND])
-    register_attention_backend(BACKEND)(lambda runner: sglang_attention.backend_class()(runner))
+    register(BACKEND, sglang_mla.backend_class)
     AttentionBackendRegistry.register(BACKEND, lambda *_: AttnForwardMethod.MLA)
     BaseFusedOp.register_oot_forward(Indexer, sglang_indexer.forward, sglang_release.MATE_CPU)
     sglang_scores.fill()

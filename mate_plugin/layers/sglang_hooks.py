@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from mate_plugin.indexer import sglang_scores, sglang_sparse
-from mate_plugin.layers import seams, sglang_linear, sglang_moe, sglang_release
+from mate_plugin.layers import (
+    seams,
+    sglang_attention,
+    sglang_linear,
+    sglang_moe,
+    sglang_release,
+)
 from mate_plugin.layers.seams import Seam
 from mate_plugin.layers.sglang_release import MATE_CPU, on_mate_cpu
 from mate_plugin.report import Hook
@@ -12,6 +18,7 @@ GPUS = ("cuda", "musa")
 SEAMS = {
     sglang_moe.NAME: Seam(sglang_moe.install, (MATE_CPU, *GPUS), sglang_moe.wanted_by_default),
     sglang_linear.NAME: Seam(sglang_linear.install, (MATE_CPU,), on_mate_cpu),
+    sglang_attention.NAME: Seam(sglang_attention.install, (MATE_CPU,), on_mate_cpu),
     sglang_sparse.NAME: Seam(sglang_sparse.install, (MATE_CPU,), on_mate_cpu),
     sglang_scores.NAME: Seam(sglang_scores.install, GPUS, sglang_scores.wanted_by_default),
     sglang_moe.DEEP_GEMM: Seam(sglang_moe.install_as_deep_gemm, GPUS),

@@ -13,8 +13,8 @@ from typing import Any
 
 from mate_plugin import report
 from mate_plugin.indexer import sglang_sparse
-from mate_plugin.indexer.sglang_attention import BACKEND as MLA_BACKEND
-from mate_plugin.layers import sglang_moe
+from mate_plugin.indexer.sglang_mla import BACKEND as MLA_BACKEND
+from mate_plugin.layers import sglang_attention, sglang_moe
 from mate_plugin.layers.sglang_release import MATE_CPU
 
 PAGE = 64
@@ -39,7 +39,8 @@ def platform_class() -> type:
         capabilities = PlatformCapabilities()
 
         def get_default_attention_backend(self) -> str:
-            return "torch_native"
+            ours = report.installed(sglang_attention.NAME)
+            return sglang_attention.BACKEND if ours else "torch_native"
 
         def get_dispatch_key_name(self) -> str:
             return MATE_CPU
