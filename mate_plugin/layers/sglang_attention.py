@@ -67,7 +67,7 @@ def backend_class() -> Any:
 
 @contextmanager
 def _float32() -> Iterator[None]:
-    """Exchange the function that torch_native_backend calls; the scheduler has one thread for it."""
+    """Exchange the function that torch_native_backend calls; one thread computes."""
     from sglang.srt.layers.attention import torch_native_backend as native
 
     attend = native.scaled_dot_product_attention
