@@ -94,6 +94,10 @@ class SglangSettings(_Section):
     linear: Switch = Field(
         default="auto", description="serve block-FP8 linear layers; auto: on the platform mate_cpu"
     )
+    shards: Switch = Field(
+        default="auto",
+        description="split weights without padding them; auto: on the platform mate_cpu",
+    )
     attention: Switch = Field(
         default="auto",
         description="offer mate_native, attention in float32; auto: on the platform mate_cpu",

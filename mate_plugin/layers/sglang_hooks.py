@@ -9,6 +9,7 @@ from mate_plugin.layers import (
     sglang_linear,
     sglang_moe,
     sglang_release,
+    sglang_shards,
 )
 from mate_plugin.layers.seams import Seam
 from mate_plugin.layers.sglang_release import MATE_CPU, on_mate_cpu
@@ -18,6 +19,7 @@ GPUS = ("cuda", "musa")
 SEAMS = {
     sglang_moe.NAME: Seam(sglang_moe.install, (MATE_CPU, *GPUS), sglang_moe.wanted_by_default),
     sglang_linear.NAME: Seam(sglang_linear.install, (MATE_CPU,), on_mate_cpu),
+    sglang_shards.NAME: Seam(sglang_shards.install, (MATE_CPU,), on_mate_cpu),
     sglang_attention.NAME: Seam(sglang_attention.install, (MATE_CPU,), on_mate_cpu),
     sglang_sparse.NAME: Seam(sglang_sparse.install, (MATE_CPU,), on_mate_cpu),
     sglang_scores.NAME: Seam(sglang_scores.install, GPUS, sglang_scores.wanted_by_default),
