@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from mate_plugin.config import settings
@@ -50,6 +51,19 @@ def missing() -> list[str]:
     return lacking(wanted)
 
 
+def split_blocks(moe: Any, block: Sequence[int]) -> str | None:
+    """Why the share of the experts that tensor parallelism leaves to this process, described by
+    ``moe``, cannot be served in blocks of (N, K), or None."""
+    inner = moe.intermediate_size_per_partition
+    if moe.tp_size == 1 or not any(inner % size for size in block):
+        return None
+    return (
+        f"--tensor-parallel-size {moe.tp_size}: expected an intermediate size per process in whole"
+        f" blocks of {block[0]}x{block[1]}, got {inner} of {moe.intermediate_size}"
+        " (--enable-expert-parallel leaves experts whole)"
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def config_class() -> type:
     """Make and register the config (once per process)."""
@@ -90,6 +104,8 @@ def config_class() -> type:
                 return "the weights are not quantised in blocks"
             if self.moe.moe_backend != "auto":
                 return f"another MoE backend is asked for: {self.moe.moe_backend}"
+            if reason := split_blocks(self.moe, self.weight_block_size):
+                return reason
             block = self.moe_block_shape
             if self.moe.tp_size == 1:
                 # vLLM refines the grid of scales where a shard ends within a block. The kernels
