@@ -29,6 +29,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 CALM = {"deepseek-v3": (0.125, 0.125), "deepseek-v3.2": (0.125, 0.03125), "qwen3-moe": (0.5, 0.5)}
 BIAS_SPREAD = {"deepseek-v3": 0.5, "deepseek-v3.2": 2.0, "qwen3-moe": 0.0}
 K_NORM_SPREAD = 0.5
+# What tensor parallelism divides; the rest of a layer is the same in each process.
+SPLIT = ("intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 def write_twins(
@@ -81,9 +83,15 @@ def _calmed(weights: dict[str, torch.Tensor], family: str) -> dict[str, torch.Te
     return weights
 
 
-def expected_layers(folder: Path) -> dict[tuple[str, str], int]:
-    """How many FP8 layers of each kind and shape a server of this checkpoint builds."""
-    c = json.loads((folder / "config.json").read_text())
+def served_config(folder: Path, processes: int = 1) -> dict[str, Any]:
+    """config.json as each of ``processes`` tensor-parallel ones sees it, with its share of heads
+    and of what is between gate and down."""
+    config = json.loads((folder / "config.json").read_text())
+    return config | {name: config[name] // processes for name in SPLIT if name in config}
+
+
+def expected_layers(c: dict[str, Any]) -> dict[tuple[str, str], int]:
+    """How many FP8 layers of each kind and shape a process builds that sees the config ``c``."""
     hidden, layers = c["hidden_size"], c["num_hidden_layers"]
     found: dict[tuple[str, str], int] = {}
 
@@ -116,6 +124,26 @@ def expected_layers(folder: Path) -> dict[tuple[str, str], int]:
     return found
 
 
+def forward_passes(counts: dict[tuple[str, str], dict], config: dict[str, Any]) -> int:
+    """How often the model of a report's layers ran; AssertionError unless they all ran as often.
+
+    kv_b_proj may have run less.
+    """
+    ran = {}
+    for (kind, shape), one in counts.items():
+        ran[kind, shape], rest = divmod(one["calls"], one["built"])
+        assert rest == 0, (kind, shape)
+    prompts_only = ran.pop(("linear", kv_b_shape(config)), 0)
+    (passes,) = set(ran.values())
+    assert prompts_only < passes
+    return passes
+
+
+def calls(counts: dict[tuple[str, str], dict], kind: str) -> int:
+    """Calls of all layers of a kind in a report."""
+    return sum(one["calls"] for (k, _), one in counts.items() if k == kind)
+
+
 def kv_b_shape(config: dict[str, Any]) -> str:
     """MLA's kv_b_proj, which runs in prompts only: later tokens use its weight in another form.
 
@@ -125,3 +153,13 @@ def kv_b_shape(config: dict[str, Any]) -> str:
         return ""
     rows = config["num_attention_heads"] * (config["qk_nope_head_dim"] + config["v_head_dim"])
     return f"{rows}x{config['kv_lora_rank']}"
+
+
+def expected_sparse_layers(c: dict[str, Any], topk: int) -> dict[tuple[str, str], int]:
+    """:func:`expected_layers` that run where tokens are selected, and the two halves of that."""
+    found = expected_layers(c)
+    del found["linear", kv_b_shape(c)]
+    depth = c["kv_lora_rank"] + c["qk_rope_head_dim"]
+    attention = f"{c['num_attention_heads']}x{depth}->{c['kv_lora_rank']}"
+    both = {("indexer", f"{c['index_head_dim']} top {topk}"), ("sparse_mla", attention)}
+    return found | dict.fromkeys(both, c["num_hidden_layers"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from served_models import expected_layers, kv_b_shape, write_twins
+from served_models import (
+    calls,
+    expected_layers,
+    forward_passes,
+    kv_b_shape,
+    served_config,
+    write_twins,
+)
 from torch_model import Model
 from torch_ops import BLOCK
 from vllm_server import NEW_TOKENS, Answer, Server, prompts, read_reports
@@ -83,12 +89,12 @@ def serve(twins, tmp_path_factory):
 
 
 def divergences(
-    reference: Run, ours: Run, asked: list[list[int]]
+    reference: list[Answer], ours: list[Answer], asked: list[list[int]]
 ) -> tuple[list[str], list[float], float]:
     """A line per prompt, the reference's gap at each first difference, and the mean difference of
     the logprobs up to there."""
     lines, gaps, differences = [], [], []
-    for length, a, b in zip(map(len, asked), reference.answers, ours.answers, strict=True):
+    for length, a, b in zip(map(len, asked), reference, ours, strict=True):
         assert len(a.tokens) == len(b.tokens) == NEW_TOKENS
         same = [x == y for x, y in zip(a.tokens, b.tokens, strict=True)]
         first = same.index(False) if False in same else NEW_TOKENS
@@ -126,7 +132,7 @@ def test_twins_hold_the_same_numbers(twins, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_greedy_tokens_as_the_dequantised_model(serve, family, mode):
     reference, ours = serve(family, "reference"), serve(family, mode)
-    lines, gaps, mean = divergences(reference, ours, prompts())
+    lines, gaps, mean = divergences(reference.answers, ours.answers, prompts())
     print(f"\n{family}, {mode}, mean logprob difference {mean:.4f}", *lines, sep="\n  ")
     assert all(gap <= NEAR_TIE for gap in gaps), lines
     # A scale that is wrong by 5% moves the mean logprob by 0.1, and a tenth of the tokens.
@@ -179,40 +185,27 @@ def judge(model: Model, answers: list[Answer]) -> tuple[list[float], float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_fp8_call_was_ours(serve, twins, family, mode):
     """As many layers of each shape as the model has, and all of them ran in every forward pass."""
-    folder = twins[family]["fp8"]
-    config = json.loads((folder / "config.json").read_text())
+    config = served_config(twins[family]["fp8"])
     run = serve(family, mode)
     (worker,) = [report for report in run.reports if report["layers"]]
     counts = {(one["kind"], one["shape"]): one for one in worker["layers"]}
-    assert {key: one["built"] for key, one in counts.items()} == expected_layers(folder)
+    assert {key: one["built"] for key, one in counts.items()} == expected_layers(config)
 
-    moe, built = _sum(counts, "moe")
-    passes, rest = divmod(moe, built)
-    assert rest == 0
-    assert passes > NEW_TOKENS
-    for (kind, shape), one in counts.items():
-        ran, rest = divmod(one["calls"], one["built"])
-        assert rest == 0, (kind, shape)
-        if shape == kv_b_shape(config):
-            assert 0 < ran < passes
-        else:
-            assert ran == passes, (kind, shape)
+    assert forward_passes(counts, config) > NEW_TOKENS
+    if kv_b := counts.get(("linear", kv_b_shape(config))):
+        assert kv_b["calls"] > 0
 
+    moe, linear = calls(counts, "moe"), calls(counts, "linear")
     kernels = {one["op"]: one["calls"] for one in worker["counters"]}
     # Gate and up are one GEMM where whole blocks fill them, else two.
     gemms = 2 if config["moe_intermediate_size"] % BLOCK == 0 else 3
     assert kernels["ragged_m_gemm"] == gemms * moe
-    assert kernels["batched_gemm"] == _sum(counts, "linear")[0]
+    assert kernels["batched_gemm"] == linear
     assert kernels["moe_route"] == kernels["moe_unpermute"] == moe
     rounded = moe if mode == "fp8 activations" else 0
     assert kernels.get("silu_and_mul_quant_fp8", 0) == rounded
-    assert kernels.get("group_quant_fp8", 0) == rounded + bool(rounded) * _sum(counts, "linear")[0]
+    assert kernels.get("group_quant_fp8", 0) == rounded + bool(rounded) * linear
     assert kernels.get("silu_and_mul", 0) == moe - rounded
-
-
-def _sum(counts: dict[tuple[str, str], dict], kind: str) -> tuple[int, int]:
-    chosen = [one for (k, _), one in counts.items() if k == kind]
-    return sum(one["calls"] for one in chosen), sum(one["built"] for one in chosen)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

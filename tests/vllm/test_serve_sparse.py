@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from served_models import expected_layers, kv_b_shape, write_twins
+from served_models import expected_sparse_layers, kv_b_shape, served_config, write_twins
 from test_serve import NEAR_TIE, divergences
 from torch_indexer import Selection, dispute, mask_of
 from torch_model import Model
@@ -201,7 +201,8 @@ def test_selecting_matters(serve, logprobs):
 
 @pytest.mark.parametrize("mode", SERVED_MODES["all"])
 def test_all_tokens_selected_is_the_dense_model_in_stock_vllm(serve, mode):
-    lines, gaps, mean = divergences(serve("stock", "eager"), serve("all", mode), prompts())
+    stock, ours = serve("stock", "eager").answers, serve("all", mode).answers
+    lines, gaps, mean = divergences(stock, ours, prompts())
     print(f"\n{mode}, mean logprob difference {mean:.4f}", *lines, sep="\n  ")
     assert all(gap <= NEAR_TIE for gap in gaps), lines
     assert mean < 0.05
@@ -274,11 +275,13 @@ def test_every_call_was_ours(serve, twins, way, mode):
     run = serve(way, mode)
     (worker,) = [report for report in run.reports if report["layers"]]
     counts = {(one["kind"], one["shape"]): one for one in worker["layers"]}
-    config = json.loads((twins["fp8"] / "config.json").read_text())
+    config = served_config(twins["fp8"])
     layers = config["num_hidden_layers"]
     # Attention to selected tokens has kv_b_proj's weight in another form.
     assert counts.pop(("linear", kv_b_shape(config)))["calls"] == 0
-    assert {key: one["built"] for key, one in counts.items()} == expected(twins["fp8"], way)
+    topk = MAX_LENGTH if way == "all" else TOPK
+    built = {key: one["built"] for key, one in counts.items()}
+    assert built == expected_sparse_layers(config, topk)
     (indexer,) = [one for (kind, _), one in counts.items() if kind == "indexer"]
     (attention,) = [one for (kind, _), one in counts.items() if kind == "sparse_mla"]
     assert indexer["calls"] == attention["calls"] > layers * NEW_TOKENS
@@ -287,18 +290,6 @@ def test_every_call_was_ours(serve, twins, way, mode):
     assert kernels["sparse_mla"] == attention["calls"]
     assert 0 < worker["logits_peak_bytes"] <= 256 << 20 or way == "all"
     assert "vllm.sparse installed (FP8 indexer within 256 MiB, sparse MLA" in run.log
-
-
-def expected(folder: Path, way: str) -> dict[tuple[str, str], int]:
-    """Layers that run, with the two halves of sparse attention."""
-    c = json.loads((folder / "config.json").read_text())
-    found = expected_layers(folder)
-    del found["linear", kv_b_shape(c)]
-    depth = c["kv_lora_rank"] + c["qk_rope_head_dim"]
-    topk = MAX_LENGTH if way == "all" else TOPK
-    attention = f"{c['num_attention_heads']}x{depth}->{c['kv_lora_rank']}"
-    both = {("indexer", f"{c['index_head_dim']} top {topk}"), ("sparse_mla", attention)}
-    return found | dict.fromkeys(both, c["num_hidden_layers"])
 
 
 def test_switched_off_vllm_refuses_as_before(twins, tmp_path):
