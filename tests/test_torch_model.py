@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "vllm"))
+sys.path[:0] = [str(HERE / "vllm"), str(HERE / "serving")]
 
 import torch_indexer  # noqa: E402
 import torch_ops  # noqa: E402

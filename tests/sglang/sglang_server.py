@@ -19,10 +19,15 @@ class SglangServer(EngineServer):
     ready_path = "/health_generate"
 
     def __init__(
-        self, model: Path, log: Path, *options: str, env: dict[str, str] | None = None
+        self,
+        model: Path,
+        log: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "sglang.launch_server"),
     ) -> None:
         command = [
-            *(sys.executable, "-m", "sglang.launch_server", "--device", "cpu"),
+            *(sys.executable, *program, "--device", "cpu"),
             *("--model-path", str(model), "--served-model-name", MODEL, "--dtype", "bfloat16"),
             *("--mem-fraction-static", "0.3", "--max-total-tokens", "8192"),
             *("--context-length", "512", "--max-running-requests", "8"),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import random
 import time
 import urllib.request
 from collections.abc import Iterable
@@ -16,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_server import NEW_TOKENS, Answer, prompts, read_reports
+from judging import NEAR_TIE, divergences
 from served_models import expected_sparse_layers, kv_b_shape, served_config, write_twins
-from test_serve import NEAR_TIE, divergences
 from torch_indexer import Selection, dispute, mask_of
 from torch_model import Model
-from vllm_server import FIRST_TOKEN, LAST_TOKEN, NEW_TOKENS, Answer, Server, read_reports
+from vllm_server import Server
 
 pytestmark = [
     pytest.mark.served,
@@ -65,10 +65,8 @@ class Run:
     log: str
 
 
-def prompts(lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
-    """The same token ids in each process."""
-    chance = random.Random(11)
-    return [[chance.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(n)] for n in lengths]
+def questions(lengths: Iterable[int] = LENGTHS) -> list[list[int]]:
+    return prompts(lengths, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +102,12 @@ def serve(twins, chosen, tmp_path_factory):
         try:
             server.wait()
             begin = time.monotonic()
-            alone = [server.ask(prompt) for prompt in prompts(ALONE)] if dumps else []
+            alone = [server.ask(prompt) for prompt in questions(ALONE)] if dumps else []
             if dumps:
                 (chosen / "all").rename(chosen / "alone")
             with ThreadPoolExecutor(len(LENGTHS)) as pool:
-                answers = list(pool.map(server.ask, prompts()))
-                again = list(pool.map(server.ask, prompts()[::4])) if PREFIX in options else []
+                answers = list(pool.map(server.ask, questions()))
+                again = list(pool.map(server.ask, questions()[::4])) if PREFIX in options else []
             asked = time.monotonic() - begin
             cached = metric(server, "vllm:prefix_cache_hits_total")
             reports = read_reports(counts)
@@ -166,7 +164,7 @@ def test_tokens_are_those_of_a_torch_model_that_selects_by_itself(serve, logprob
     run = serve("sparse", mode)
     gaps: dict[int, list[float]] = {}
     found = []
-    asked = [*prompts(), *prompts()[::4][: len(run.again)]]
+    asked = [*questions(), *questions()[::4][: len(run.again)]]
     for prompt, answer in zip(asked, [*run.answers, *run.again], strict=True):
         ids = token_ids(answer)
         assert len(ids) == NEW_TOKENS
@@ -188,7 +186,7 @@ def test_tokens_are_those_of_a_torch_model_that_selects_by_itself(serve, logprob
 def test_selecting_matters(serve, logprobs):
     """The server is where the selecting model is, not where one that reads all tokens is."""
     near, far = [], []
-    for prompt, answer in zip(prompts(), serve("sparse", "eager").answers, strict=True):
+    for prompt, answer in zip(questions(), serve("sparse", "eager").answers, strict=True):
         if len(prompt) > 4 * TOPK:
             asked = (tuple(prompt), token_ids(answer))
             near += differences(logprobs(*asked), answer)
@@ -202,7 +200,7 @@ def test_selecting_matters(serve, logprobs):
 @pytest.mark.parametrize("mode", SERVED_MODES["all"])
 def test_all_tokens_selected_is_the_dense_model_in_stock_vllm(serve, mode):
     stock, ours = serve("stock", "eager").answers, serve("all", mode).answers
-    lines, gaps, mean = divergences(stock, ours, prompts())
+    lines, gaps, mean = divergences(stock, ours, questions())
     print(f"\n{mode}, mean logprob difference {mean:.4f}", *lines, sep="\n  ")
     assert all(gap <= NEAR_TIE for gap in gaps), lines
     assert mean < 0.05
@@ -240,7 +238,7 @@ def test_selected_tokens_are_the_torch_models_up_to_ties_at_the_threshold(serve,
     layers = selections_alone(chosen / "alone")
     assert len(layers) == model.config["num_hidden_layers"]
     names = sorted(layers)
-    for request, (prompt, answer) in enumerate(zip(prompts(ALONE), answers, strict=True)):
+    for request, (prompt, answer) in enumerate(zip(questions(ALONE), answers, strict=True)):
         tokens = [*prompt, *token_ids(answer)[:-1]]
         forced = [layers[name][request] for name in names]
         model.logits(tokens, len(prompt), forced=forced)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_server import NEW_TOKENS, Answer, prompts, read_reports
+from judging import NEAR_TIE, divergences
 from served_models import (
+    HALVES,
     calls,
     expected_layers,
     expected_sparse_layers,
@@ -21,8 +24,8 @@ from served_models import (
     served_config,
     write_twins,
 )
-from test_serve import NEAR_TIE, divergences, has_amx
-from vllm_server import NEW_TOKENS, Answer, Server, prompts, read_reports
+from test_serve import has_amx
+from vllm_server import Server
 
 pytestmark = [
     pytest.mark.served,
@@ -31,12 +34,6 @@ pytestmark = [
 
 PROCESSES = 2
 SPARSE = "deepseek-v3.2"
-# A process's share of every weight that is split is made of whole blocks.
-SIZES: dict[str, dict[str, int]] = {
-    "deepseek-v3": {"moe_intermediate_size": 256},
-    SPARSE: {"moe_intermediate_size": 256},
-    "qwen3-moe": {"moe_intermediate_size": 256, "head_dim": 128},
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def serve(tmp_path_factory):
     @functools.cache
     def run(family: str) -> Pair:
         root = tmp_path_factory.mktemp(family)
-        folder = write_twins(root, family, SIZES[family])["fp8"]
+        folder = write_twins(root, family, HALVES[family])["fp8"]
         selections = root / "selections"
         env = {"VLLM_CPU_OMP_THREADS_BIND": cores_of_each(), "MATE_PLUGIN_STRICT": "1"}
         env["MATE_PLUGIN_DUMP_SELECTIONS"] = str(selections)

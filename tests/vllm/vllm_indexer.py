@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "serving"))
 from torch_indexer import operands
 from torch_model import Model
 from torch_ops import BF16, FP8

@@ -24,6 +24,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek-v3.2": {},
     "qwen3-moe": {"moe_intermediate_size": 192},
 }
+# Sizes of which half is made of whole blocks, for two processes.
+HALVES: dict[str, dict[str, int]] = {
+    "deepseek-v3": {"moe_intermediate_size": 256},
+    "deepseek-v3.2": {"moe_intermediate_size": 256},
+    "qwen3-moe": {"moe_intermediate_size": 256, "head_dim": 128},
+}
 # Factors of o_proj and of the down-projections. V3.2's experts are calmer and further apart: the
 # noise of swapped ones is to stay below what a wrong selection does to the logits.
 CALM = {"deepseek-v3": (0.125, 0.125), "deepseek-v3.2": (0.125, 0.03125), "qwen3-moe": (0.5, 0.5)}
