@@ -1,9 +1,10 @@
-"""Models served by SGLang through the plugin: their tokens against plain torch, vLLM with the plugin
-and SGLang's own path."""
+"""Models served by SGLang through the plugin, against plain torch, against vLLM with the plugin and
+against SGLang's own path."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import time
 import urllib.request
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from engine_server import NEW_TOKENS, Answer, prompts, read_reports
 from judging import NEAR_TIE, divergences, judge
-from served_models import write_twins
+from served_models import HALVES, write_twins
 from sglang_server import SglangServer
 from torch_model import Model
+
+from mate_plugin.demo.checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.served
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +53,7 @@ class Run:
 @pytest.fixture(scope="session")
 def twins(tmp_path_factory) -> dict[str, dict[str, Path]]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {family: write_twins(root, family) for family in FAMILIES}
+    return {family: write_twins(root, family, HALVES[family]) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +66,7 @@ def serve(twins, tmp_path_factory):
         work = root / "-".join((family, *options)).replace("/", "-")
         work.mkdir()
         env = {"MATE_PLUGIN_STRICT": "1", "MATE_PLUGIN_REPORT": str(work / "reports")}
+        env |= two_ranks() if "--tp-size" in options else {}
         server = SglangServer(twins[family][QUANT[family]], work / "log", *options, env=env)
         try:
             server.wait()
@@ -111,8 +114,8 @@ def test_tokens_are_those_of_a_torch_model(serve, twins, family):
     gaps, mean = judge(Model(folder, fp8=False), answers)
     ties = sorted(gap for gap in gaps if gap > 0)
     print(
-        f"\n{family}: {len(gaps) - len(ties)} of {len(gaps)} tokens are the torch model's own, gaps of"
-        f" the others {[round(gap, 4) for gap in ties]}; mean logprob difference {mean:.4f}"
+        f"\n{family}: {len(gaps) - len(ties)} of {len(gaps)} tokens are the torch model's own, gaps"
+        f" of the others {[round(gap, 4) for gap in ties]}; mean logprob difference {mean:.4f}"
     )
     assert all(gap <= NEAR_TIE for gap in ties)
     assert mean < NEAR[family]
@@ -203,8 +206,6 @@ def own_path(twins, root: Path, env: dict[str, str]) -> Run:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_call_was_ours_in_the_scheduler(serve, twins, family):
-    import json
-
     run = serve(family)
     config = json.loads((twins[family][QUANT[family]] / "config.json").read_text())
     (worker,) = [report for report in run.reports if report["layers"]]
@@ -258,13 +259,12 @@ def test_each_process_says_once_what_it_installed(serve, family):
 
 
 BROKEN = """
-import sglang.srt.layers.quantization.fp8 as fp8
-del fp8.Fp8MoEMethod.get_triton_quant_info
+import sglang.srt.layers.moe.utils as utils
+del utils.resolve_moe_runner_backend
 """
 
 
 def test_a_broken_hook_target_stops_a_strict_server_with_one_line(twins, tmp_path):
-    (tmp_path / "usercustomize.py").write_text("")
     launch = tmp_path / "launch.py"
     launch.write_text(
         BROKEN + "import runpy\nrunpy.run_module('sglang.launch_server', run_name='__main__')\n"
@@ -280,16 +280,35 @@ def test_a_broken_hook_target_stops_a_strict_server_with_one_line(twins, tmp_pat
     finally:
         server.stop()
     (line,) = [line for line in server.text().splitlines() if "mate-plugin:" in line]
-    assert "SGLang 0.5.23 lacks sglang.srt.layers.quantization.fp8.Fp8MoEMethod.get_triton" in line
+    assert "SGLang 0.5.23 lacks sglang.srt.layers.moe.utils.resolve_moe_runner_backend" in line
     assert line.endswith("strict is set")
 
 
-def test_layers_that_do_not_split_are_refused(twins, tmp_path):
-    if torch.get_num_threads() < 1:
-        pytest.skip("no threads")
-    server = SglangServer(
-        twins[DEEPSEEK]["fp8"], tmp_path / "log", "--tp-size", "2", env={**two_ranks()}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_serve_the_same_tokens(serve, family):
+    one, two = serve(family), serve(family, "--tp-size", "2")
+    lines, gaps, mean = divergences(one.answers, two.answers, prompts())
+    print(f"\n{family}, mean logprob difference to one process {mean:.4f}", *lines, sep="\n  ")
+    assert all(gap <= NEAR_TIE for gap in gaps), lines
+    assert mean < NEAR[family]
+    ranks = [report for report in two.reports if report["layers"]]
+    assert sorted(two.titles[rank["pid"]].split()[0] for rank in ranks) == [
+        "sglang::scheduler_TP0",
+        "sglang::scheduler_TP1",
+    ]
+    first, second = (
+        {(layer["kind"], layer["shape"]): layer["calls"] for layer in rank["layers"]}
+        for rank in ranks
     )
+    assert first.keys() == second.keys()
+    # The snapshots are of different moments.
+    assert max(abs(first[key] - second[key]) for key in first) <= 8
+    assert sum(first.values()) > 0
+
+
+def test_layers_that_do_not_split_are_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", DEEPSEEK, size="tiny")
+    server = SglangServer(folder, tmp_path / "log", "--tp-size", "2", env=two_ranks())
     try:
         assert server.ended() != 0
     finally:

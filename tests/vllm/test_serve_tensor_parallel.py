@@ -98,7 +98,7 @@ def asked(server: Server) -> list[Answer]:
     return answers
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", HALVES)
 def test_two_processes_give_the_tokens_of_one(serve, family):
     pair = serve(family)
     lines, gaps, mean = divergences(pair.one, pair.split, prompts())
@@ -108,7 +108,7 @@ def test_two_processes_give_the_tokens_of_one(serve, family):
 
 
 @pytest.mark.skipif(has_amx, reason="vLLM has kernels of its own on this machine")
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", HALVES)
 def test_each_process_ran_its_share_of_every_layer(serve, family):
     pair = serve(family)
     workers = [report for report in pair.reports if report["layers"]]
