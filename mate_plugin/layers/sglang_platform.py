@@ -59,6 +59,8 @@ def platform_class() -> type:
             from sglang.srt.arg_groups.model_override_base import model_config_of
             from sglang.srt.configs.model_config import AttentionArch
 
+            # The scheduler would otherwise spin on a core that the kernels could use.
+            server_args.sleep_on_idle = True
             if server_args.moe_runner_backend == "auto" and report.installed(sglang_moe.NAME):
                 server_args.moe_runner_backend = sglang_moe.BACKEND
             if server_args.attention_backend not in (None, AMX_BACKEND, MLA_BACKEND):
