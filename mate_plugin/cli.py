@@ -12,7 +12,8 @@ from mate_plugin.config import ConfigError
 
 app = typer.Typer(
     name="mate-plugin",
-    help="FP8 kernels behind the mate API, and the vLLM plugin that serves models with them.",
+    help="FP8 kernels behind the mate API, and the plugin that serves models with them in vLLM and "
+    "SGLang.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,6 +61,10 @@ def demo(
             help="deepseek-v3, deepseek-v3.2, qwen3-moe, or the folder of a block-FP8 checkpoint."
         ),
     ] = "deepseek-v3",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="vllm or sglang; else the first of them that is installed."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What to ask instead of a question that fits the model.")
     ] = None,
@@ -68,7 +73,10 @@ def demo(
         str, typer.Option(help="Size of the checkpoint that is written: tiny or small.")
     ] = "small",
     eager: Annotated[
-        bool, typer.Option("--eager/--compile", help="Run without or with torch.compile.")
+        bool,
+        typer.Option(
+            "--eager/--compile", help="Run without torch.compile, or with it (vLLM only)."
+        ),
     ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoint and server log.")] = False,
     port: Annotated[
@@ -78,11 +86,11 @@ def demo(
         float, typer.Option(min=1, help="Seconds that the server may take to start.")
     ] = 600.0,
 ) -> None:
-    """Serve an FP8 model with vLLM on this machine, ask it something, and show what ran."""
+    """Serve an FP8 model with vLLM or SGLang on this machine, ask it, and show what ran."""
     from mate_plugin.demo.inspect import CheckpointError
     from mate_plugin.demo.run import DemoError, DemoOptions, run_demo
 
-    options = DemoOptions(model, prompt, max_tokens, size, eager, keep, port, timeout)
+    options = DemoOptions(model, prompt, max_tokens, size, eager, keep, port, timeout, engine)
     try:
         run_demo(options)
     except (CheckpointError, DemoError) as error:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mate_plugin.demo.counts import KernelCount, read_counts, since
 from mate_plugin.demo.display import Display
+from mate_plugin.demo.engines import SGLANG, VLLM
 from mate_plugin.demo.server import free_port, last_lines, stage_of
 
 
@@ -43,11 +44,14 @@ def test_a_terminal_gets_a_live_line_and_keeps_finished_stages() -> None:
 
 def test_stage_is_the_furthest_one(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert stage_of(log) == ""
+    assert stage_of(log, VLLM) == ""
     assert last_lines(log) == []
     log.write_text("INFO Loading weights took 3 s\n\nINFO Starting to load model again\n\n")
-    assert stage_of(log) == "preparing weights"
+    assert stage_of(log, VLLM) == "preparing weights"
+    assert stage_of(log, SGLANG) == ""
     assert last_lines(log, 1) == ["INFO Starting to load model again"]
+    log.write_text("[1] server_args={}\n[2] Load weight begin.\n[3] Load weight end.\n")
+    assert stage_of(log, SGLANG) == "warming up"
 
 
 def test_counts_sum_over_processes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from mate_plugin.config import load, shipped_configs
 from mate_plugin.demo.counts import KernelCount, read_counts, since
 from mate_plugin.demo.display import Display
+from mate_plugin.demo.engines import Engine, EngineError, choose
 from mate_plugin.demo.families import FAMILIES, MAX_LENGTH
 from mate_plugin.demo.inspect import CheckpointError, inspect_checkpoint
 from mate_plugin.demo.server import Server, ServerError, last_lines
@@ -50,6 +51,7 @@ class DemoOptions:
     keep: bool = False
     port: int = 0
     timeout_s: float = 600.0
+    engine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,20 @@ def run_demo(options: DemoOptions, display: Display | None = None) -> list[Kerne
     display = display or Display()
     # Refuse broken settings here: in the server they would be a line in the middle of its log.
     load()
-    for module in ("vllm", "openai", "safetensors", "tokenizers"):
+    try:
+        engine = choose(options.engine)
+    except EngineError as error:
+        raise DemoError(str(error)) from None
+    if not (options.eager or engine.compiles):
+        raise DemoError(f"--compile: expected --eager with {engine.title}, which runs no other way")
+    for module in ("openai", "safetensors", "tokenizers"):
         if importlib.util.find_spec(module) is None:
-            raise DemoError(f"{module} is not installed (`make demo` in a checkout installs it)")
+            how = f"`make {engine.target}` in a checkout installs it"
+            raise DemoError(f"{module} is not installed ({how})")
     with _interruptible():
         work = Path(tempfile.mkdtemp(prefix="mate-plugin-demo-"))
         try:
-            return _run(options, display, work)
+            return _run(options, engine, display, work)
         finally:
             if options.keep:
                 display.line(f"Kept {work}")
@@ -86,12 +95,12 @@ def run_demo(options: DemoOptions, display: Display | None = None) -> list[Kerne
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount]:
+def _run(options: DemoOptions, engine: Engine, display: Display, work: Path) -> list[KernelCount]:
     folder, config = _checkpoint(options, display, work)
     reports = work / "report"
     log = work / "server.log"
     environ = {"MATE_PLUGIN_REPORT": str(reports), "HF_HUB_OFFLINE": "1"}
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    defaults = dict(engine.environ)
     # Shipped settings are named after the model_type they are for.
     if config.get("model_type") in shipped_configs():
         defaults["MATE_PLUGIN_CONFIG"] = config["model_type"]
@@ -100,6 +109,7 @@ def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount
         folder,
         MODEL_NAME,
         log,
+        engine=engine,
         port=options.port,
         eager=options.eager,
         max_length=min(MAX_LENGTH, config.get("max_position_embeddings", MAX_LENGTH)),
@@ -107,7 +117,9 @@ def _run(options: DemoOptions, display: Display, work: Path) -> list[KernelCount
     )
     mode = "eager" if options.eager else "torch.compile"
     settings = (os.environ | environ).get("MATE_PLUGIN_CONFIG") or "default"
-    display.line(f"Starting vLLM's OpenAI server on {server.url} ({mode}, settings {settings})")
+    display.line(
+        f"Starting {engine.title}'s OpenAI server on {server.url} ({mode}, settings {settings})"
+    )
     prompt = options.prompt
     if prompt is None:
         prompt = SPARSE_PROMPT if "index_topk" in config else PROMPT

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI server on a free loopback port, stopped with every process it started."""
+"""An engine's OpenAI server on a free loopback port, stopped with every process it started."""
 
 from __future__ import annotations
 
@@ -15,19 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-# vLLM's log lines in the order of a start, and what they mean to somebody who waits.
-STAGES = (
-    (r"non-default args|vLLM API server version", "reading the configuration"),
-    (r"Resolved architecture", "setting up the engine"),
-    (r"Initializing a V1 LLM engine", "starting the engine"),
-    (r"Starting to load model", "building the model"),
-    (r"Loading safetensors|Filesystem type for checkpoints", "loading weights"),
-    (r"Loading weights took", "preparing weights"),
-    (r"Warming up model for the compilation", "compiling the model"),
-    (r"KV cache size", "warming up"),
-    (r"init engine", "opening the port"),
-    (r"Application startup complete", "ready"),
-)
+from mate_plugin.demo.engines import VLLM, Engine, Launch
+
 POLL_S = 0.2
 # Engines that are asked to end while they load models may not listen; then they are killed.
 STOP_S = 6.0
@@ -38,11 +27,7 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    """``with Server(...) as server: server.wait(...)``; leaving the block ends every process.
-
-    ``vllm serve`` asks for a distribution named ``vllm``, which CPU builds under another name do
-    not bring, so the module behind it is started instead.
-    """
+    """``with Server(...) as server: server.wait(...)``; leaving the block ends every process."""
 
     def __init__(
         self,
@@ -50,6 +35,7 @@ class Server:
         name: str,
         log: Path,
         *,
+        engine: Engine = VLLM,
         port: int = 0,
         eager: bool = True,
         max_length: int = 2048,
@@ -59,14 +45,9 @@ class Server:
         self.port = port or free_port()
         self.log = log
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(model), "--served-model-name", name),
-            *("--host", "127.0.0.1", "--port", str(self.port)),
-            *("--dtype", "bfloat16", "--max-model-len", str(max_length), "--max-num-seqs", "4"),
-            *(("--enforce-eager",) if eager else ()),
-            *options,
-        ]
+        self._engine = engine
+        launch = Launch(model, name, self.port, max_length, eager)
+        self._command = [sys.executable, *engine.command(launch), *options]
         self._environ = {**os.environ, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -109,7 +90,7 @@ class Server:
                 raise ServerError(
                     f"the server was not ready after {timeout_s:.0f} s (stage: {seen or 'none'})"
                 )
-            stage = stage_of(self.log)
+            stage = stage_of(self.log, self._engine)
             if stage and stage != seen:
                 seen = stage
                 on_stage(stage)
@@ -138,7 +119,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as reply:
+            with urllib.request.urlopen(self.url + self._engine.ready, timeout=2) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -151,13 +132,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stage_of(log: Path) -> str:
-    """The furthest stage that the server's log tells of, or an empty string."""
+def stage_of(log: Path, engine: Engine) -> str:
+    """The furthest stage that the log of ``engine`` tells of, or an empty string."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return ""
-    return next((stage for pattern, stage in reversed(STAGES) if re.search(pattern, text)), "")
+    stages = reversed(engine.stages)
+    return next((stage for pattern, stage in stages if re.search(pattern, text)), "")
 
 
 def last_lines(log: Path, count: int = 25) -> list[str]:

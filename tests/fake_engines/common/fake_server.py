@@ -1,7 +1,7 @@
-"""Answers /health and one streamed chat, writes counters, keeps a child as an engine would. It says
-that each character of a question is a token.
+"""What the stand-ins for engines do: answer one path when ready and one streamed chat, write
+counters, keep a child as an engine would. They say that each character of a question is a token.
 
-FAKE_VLLM says how to behave: "well", "broken" (ends during the start), "idle" (counts nothing),
+FAKE_ENGINE says how to behave: "well", "broken" (ends during the start), "idle" (counts nothing),
 "slow" (never ready).
 """
 
@@ -13,7 +13,8 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-MODE = os.environ.get("FAKE_VLLM", "well")
+MODE = os.environ.get("FAKE_ENGINE", "well")
+VARIABLES = ("MATE_PLUGIN_CONFIG", "SGLANG_PLATFORM", "HF_HUB_OFFLINE")
 
 
 def report(calls: int) -> None:
@@ -25,8 +26,10 @@ def report(calls: int) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
+    ready = "/"
+
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(200 if self.path == self.ready else 503)
         self.end_headers()
 
     def do_POST(self) -> None:
@@ -50,22 +53,23 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def main() -> None:
+def serve(ready: str, setting_up: str, building: str) -> None:
+    """Start, log the two lines of an engine, and serve; ``ready`` is the path that says so."""
     port = int(sys.argv[sys.argv.index("--port") + 1])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
-    Path(os.environ["FAKE_VLLM_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
-    print(f"INFO MATE_PLUGIN_CONFIG={os.environ.get('MATE_PLUGIN_CONFIG')}", flush=True)
-    print("INFO Resolved architecture: DeepseekV3ForCausalLM", flush=True)
+    Path(os.environ["FAKE_ENGINE_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
+    for name in VARIABLES:
+        print(f"INFO {name}={os.environ.get(name)}", flush=True)
+    print(f"INFO arguments: {' '.join(sys.argv[1:])}", flush=True)
+    print(f"INFO {setting_up}", flush=True)
     if MODE == "broken":
         print("ValueError: the seam came apart", flush=True)
         child.kill()
         sys.exit(3)
     if MODE == "slow":
         time.sleep(120)
-    print("INFO Starting to load model", flush=True)
+    print(f"INFO {building}", flush=True)
     time.sleep(0.5)
     report(7)
+    Handler.ready = ready
     HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-
-
-main()
