@@ -1,15 +1,21 @@
-# Everything runs in .venv, which the first target sets up from nothing. Needed on the machine:
-# Python 3.11, g++ (C++17) and git. `make help` lists the targets.
+# Everything runs in .venv, and what needs SGLang in .venv-sglang, because the engines pin different
+# packages. The first target sets up from nothing. Needed on the machine: Python 3.11, g++ (C++17)
+# and git. `make help` lists the targets.
 
 PYTHON ?= python3.11
 VENV := .venv
+SGLANG_VENV := .venv-sglang
+VENVS := $(VENV) $(SGLANG_VENV)
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
+SGLANG_STAMPS := $(SGLANG_VENV)/.stamps
 # Where pip finds torch's CPU build: an index URL or a folder of wheels. Empty: pip's own indexes,
 # then PyTorch's. A build for CUDA is never taken.
 TORCH_INDEX ?=
 TORCH_SPEC ?= torch==2.13.0
-# Arguments of `make demo` and `make test`, for instance ARGS="--model qwen3-moe".
+# For SGLang only, and of the release that goes with torch.
+TORCHVISION_SPEC ?= torchvision==0.28.0
+# Arguments of the demonstrations and tests, for instance ARGS="--model qwen3-moe".
 ARGS ?=
 
 SOURCES := $(shell find csrc configs -type f) CMakeLists.txt pyproject.toml
@@ -17,13 +23,17 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test test-fast test-vllm lint format build wheel bench clean distclean
+.PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang lint format build wheel bench \
+	clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(STAMPS)/core $(STAMPS)/vllm ## serve an FP8 model with vLLM on this machine and chat with it
 	$(VENV)/bin/mate-plugin demo $(ARGS)
+
+demo-sglang: $(SGLANG_STAMPS)/core ## the same with SGLang
+	$(SGLANG_VENV)/bin/mate-plugin demo --engine sglang $(ARGS)
 
 doctor: $(STAMPS)/core $(STAMPS)/vllm ## look at the machine and the installation
 	$(VENV)/bin/mate-plugin doctor
@@ -33,11 +43,15 @@ test: test-fast test-vllm ## all tests: the quick ones, then those that serve mo
 
 test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
 	$(STEP) "Tests (kernels, API, commands)"
-	$(PY) -m pytest tests --ignore tests/vllm -q $(ARGS)
+	$(PY) -m pytest tests --ignore tests/vllm --ignore tests/sglang -q $(ARGS)
 
 test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 	$(STEP) "Tests (serving through vLLM)"
 	$(PY) -m pytest tests/vllm -q $(ARGS)
+
+test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test ## tests that serve models through SGLang (minutes)
+	$(STEP) "Tests (serving through SGLang)"
+	$(SGLANG_VENV)/bin/python -m pytest tests/sglang -q $(ARGS)
 
 lint: $(STAMPS)/core $(STAMPS)/lint ## formatting, lint and types
 	$(STEP) "Lint"
@@ -60,43 +74,50 @@ wheel: $(STAMPS)/build ## build a wheel into dist/
 bench: $(STAMPS)/core ## measure the CPU kernels against the machine's peaks
 	$(PY) benchmarks/cpu.py $(ARGS)
 
-clean: ## remove build outputs (the environment stays)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(STAMPS)/core
+clean: ## remove build outputs (the environments stay)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENVS:%=%/.stamps/core)
 
-distclean: clean ## remove the environment too
-	rm -rf $(VENV)
+distclean: clean ## remove the environments too
+	rm -rf $(VENVS)
 
-$(STAMPS)/venv:
-	$(STEP) "Virtual environment in $(VENV)"
+$(VENVS:%=%/.stamps/venv): %/.stamps/venv:
+	$(STEP) "Virtual environment in $*"
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=..."; exit 1; }
 	@command -v g++ >/dev/null || { echo "g++ is not installed"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@mkdir -p $(STAMPS) && touch $@
+	$(PYTHON) -m venv $*
+	@mkdir -p $(@D) && touch $@
 
-$(STAMPS)/torch: $(STAMPS)/venv
+$(VENVS:%=%/.stamps/torch): %/.stamps/torch: %/.stamps/venv
 	$(STEP) "torch, CPU build"
-	$(PY) tools/venv.py torch "$(TORCH_SPEC)" "$(TORCH_INDEX)"
+	$*/bin/python tools/venv.py torch "$(TORCH_SPEC)" "$(TORCH_INDEX)"
 	@touch $@
 
-$(STAMPS)/build: $(STAMPS)/torch requirements/build.txt
+$(VENVS:%=%/.stamps/build): %/.stamps/build: %/.stamps/torch requirements/build.txt
 	$(STEP) "Build tools"
-	$(PY) -m pip install -q -r requirements/build.txt
+	$*/bin/python -m pip install -q -r requirements/build.txt
 	@touch $@
 
-# vLLM comes before our own packages, so that its narrower pins are there first.
+# Engines come before our own packages, so that their narrower pins are there first.
 $(STAMPS)/vllm: $(STAMPS)/torch requirements/vllm.txt tools/venv.py
 	$(STEP) "vLLM, CPU build (a few minutes, 2.5 GB)"
 	$(PY) tools/venv.py vllm
 	@touch $@
 
-$(STAMPS)/packages: $(STAMPS)/build requirements/packages.txt | $(STAMPS)/vllm
-	$(STEP) "Packages that mate-plugin needs"
-	$(PY) -m pip install -q -r requirements/packages.txt
+$(SGLANG_STAMPS)/sglang: $(SGLANG_STAMPS)/torch $(wildcard requirements/sglang*.txt) tools/venv.py tools/torchvision_ops.py
+	$(STEP) "SGLang (a few minutes, 2.6 GB)"
+	$(SGLANG_VENV)/bin/python tools/venv.py sglang "$(TORCHVISION_SPEC)" "$(TORCH_INDEX)"
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/packages requirements/test.txt
+$(STAMPS)/packages: | $(STAMPS)/vllm
+$(SGLANG_STAMPS)/packages: | $(SGLANG_STAMPS)/sglang
+$(VENVS:%=%/.stamps/packages): %/.stamps/packages: %/.stamps/build requirements/packages.txt
+	$(STEP) "Packages that mate-plugin needs"
+	$*/bin/python -m pip install -q -r requirements/packages.txt
+	@touch $@
+
+$(VENVS:%=%/.stamps/test): %/.stamps/test: %/.stamps/packages requirements/test.txt
 	$(STEP) "Test tools"
-	$(PY) -m pip install -q -r requirements/test.txt
+	$*/bin/python -m pip install -q -r requirements/test.txt
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/venv requirements/lint.txt
@@ -104,7 +125,7 @@ $(STAMPS)/lint: $(STAMPS)/venv requirements/lint.txt
 	$(PY) -m pip install -q -r requirements/lint.txt
 	@touch $@
 
-$(STAMPS)/core: $(STAMPS)/packages $(SOURCES)
+$(VENVS:%=%/.stamps/core): %/.stamps/core: %/.stamps/packages $(SOURCES)
 	$(STEP) "Compiled core"
-	$(PY) tools/venv.py core
+	$*/bin/python tools/venv.py core
 	@touch $@

@@ -1,8 +1,9 @@
-"""Steps of setting up .venv that are more than one pip call; the Makefile calls them.
+"""Steps of setting up an environment that are more than one pip call; the Makefile calls them.
 
-python tools/venv.py torch [SPEC] [INDEX]    a CPU build of torch, never one for CUDA
-python tools/venv.py vllm                    vLLM and its requirements, with torch untouched
-python tools/venv.py core                    the compiled core, as an editable install
+python tools/venv.py torch [SPEC] [INDEX]             a CPU build of torch, never one for CUDA
+python tools/venv.py vllm                             vLLM and its requirements, torch untouched
+python tools/venv.py sglang [TORCHVISION] [INDEX]     SGLang and its requirements, the same
+python tools/venv.py core                             the compiled core, as an editable install
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+TORCHVISION_OPS = ROOT / "tools" / "torchvision_ops.py"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # Serving text models needs no audio and no video, and torch is there already.
 NOT_FROM_VLLM = {"torch", "torchaudio", "torchvision", "torchcodec"}
@@ -25,7 +31,12 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 def main() -> int:
     step, *arguments = sys.argv[1:] or [""]
-    steps = {"torch": install_torch, "vllm": install_vllm, "core": build_core}
+    steps: dict[str, Callable[..., int]] = {
+        "torch": install_torch,
+        "vllm": install_vllm,
+        "sglang": install_sglang,
+        "core": build_core,
+    }
     if step not in steps:
         print(__doc__, file=sys.stderr)
         return 2
@@ -34,11 +45,9 @@ def main() -> int:
 
 def install_torch(spec: str = "torch==2.13.0", index: str = "") -> int:
     """Install ``spec`` as a CPU build from ``index``, pip's own indexes, or PyTorch's."""
-    found = installed("torch")
-    if found and found.split("+")[0] == spec.partition("==")[2].split("+")[0]:
-        print(f"torch {found} is there already")
+    if present(spec):
         return 0
-    local = spec if "+" in spec or "==" not in spec else f"{spec}+cpu"
+    local = cpu_build(spec)
     if index:
         attempts = [(local, source(index)), (spec, source(index))]
     else:
@@ -49,15 +58,41 @@ def install_torch(spec: str = "torch==2.13.0", index: str = "") -> int:
             # Where builds carry no local version (arm64), the plain one is for the CPU.
             (spec, []),
         ]
+    status = install_first(attempts)
+    if status is not None:
+        return status
+    print(f"\nNo CPU build of {spec} was found. Name an index (URL) or folder that has it,")
+    print(f"for instance: make TORCH_INDEX={PYTORCH_CPU}")
+    return 1
+
+
+def install_first(attempts: list[tuple[str, list[str]]]) -> int | None:
+    """Install the first of (specification, pip's options) that can be had and is for the CPU.
+
+    Returns pip's status, or None where there is no such build.
+    """
     for wanted, options in attempts:
         print(f"Looking for {wanted} {' '.join(options)}".rstrip(), flush=True)
         problem = refusal(wanted, options)
         if problem is None:
             return subprocess.call([*PIP, "install", wanted, *options])
         print(f"  {problem}", flush=True)
-    print(f"\nNo CPU build of {spec} was found. Name an index (URL) or folder that has it,")
-    print(f"for instance: make TORCH_INDEX={PYTORCH_CPU}")
-    return 1
+    return None
+
+
+def present(spec: str) -> bool:
+    """Whether a build of ``name==version`` is installed, whatever its local version; says so."""
+    name, _, version = spec.partition("==")
+    found = installed(name)
+    if not found or found.split("+")[0] != version.split("+")[0]:
+        return False
+    print(f"{name} {found} is there already")
+    return True
+
+
+def cpu_build(spec: str) -> str:
+    """``name==version`` with the local version of builds for the CPU."""
+    return spec if "+" in spec or "==" not in spec else f"{spec}+cpu"
 
 
 def source(index: str) -> list[str]:
@@ -84,18 +119,47 @@ def refusal(wanted: str, options: list[str]) -> str | None:
 
 def install_vllm() -> int:
     """Install requirements/vllm.txt without dependencies, then those but torch and its kin."""
-    torch = installed("torch")
-    if status := pip("--no-deps", "-r", str(ROOT / "requirements" / "vllm.txt")):
+    file = REQUIREMENTS / "vllm.txt"
+    if status := pip("--no-deps", "-r", str(file)):
         return status
-    name = re.search(r"^(vllm[\w-]*)", (ROOT / "requirements/vllm.txt").read_text(), re.M)[1]
+    name = re.search(r"^(vllm[\w-]*)", file.read_text(), re.M)[1]
     wanted = [
         line
         for line in importlib.metadata.requires(name) or []
         if "extra ==" not in line and re.match(r"[\w.-]+", line)[0] not in NOT_FROM_VLLM
     ]
     with tempfile.TemporaryDirectory() as folder:
-        requirements, constraints = Path(folder) / "vllm.txt", Path(folder) / "torch.txt"
+        requirements = Path(folder) / "vllm.txt"
         requirements.write_text("\n".join(wanted) + "\n")
+        return install_beside_torch(requirements)
+
+
+def install_sglang(torchvision: str = "torchvision==0.28.0", index: str = "") -> int:
+    """Install SGLang and triton without dependencies, those that serving needs, and torchvision.
+
+    ``torchvision`` comes as a CPU build from ``index`` or pip's own indexes, or else as any build,
+    with a .pth file that lets it be imported.
+    """
+    if status := pip("--no-deps", "-r", str(REQUIREMENTS / "sglang.txt")):
+        return status
+    if status := install_beside_torch(REQUIREMENTS / "sglang-packages.txt"):
+        return status
+    if not present(torchvision):
+        options = ["--no-deps", *(source(index) if index else [])]
+        status = install_first([(cpu_build(torchvision), options), (torchvision, options)])
+        if status != 0:
+            return 1 if status is None else status
+    packages = Path(sysconfig.get_path("purelib"))
+    shutil.copy(TORCHVISION_OPS, packages)
+    (packages / f"{TORCHVISION_OPS.stem}.pth").write_text(f"import {TORCHVISION_OPS.stem}\n")
+    return subprocess.call([sys.executable, "-c", "import torchvision"])
+
+
+def install_beside_torch(requirements: Path) -> int:
+    """Install what a file lists, or fail where that would replace torch."""
+    torch = installed("torch")
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "torch.txt"
         constraints.write_text(f"torch=={torch}\n")
         status = pip("-r", str(requirements), "-c", str(constraints))
     if status == 0 and installed("torch") != torch:
@@ -107,6 +171,8 @@ def install_vllm() -> int:
 def build_core() -> int:
     """Editable install; shows the compiler's progress, and everything when it fails."""
     command = [*PIP, "install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
+    # Compiler options name the environment: with one build folder for all, each would build anew.
+    command += ["-C", f"build-dir={build_folder()}"]
     lines = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -120,12 +186,18 @@ def build_core() -> int:
     return process.returncode
 
 
+def build_folder() -> str:
+    """scikit-build-core's build folder for this environment, such as build/{state}-sglang."""
+    return "build/{state}" + Path(sys.prefix).name.removeprefix(".venv")
+
+
 def pip(*arguments: str) -> int:
     """``pip install`` that shows what it fetches, but not what is there already."""
-    # pip also complains of the requirements of vLLM that are left out on purpose.
+    # pip also complains of the requirements of engines that are left out on purpose.
     noise = re.compile(
         "Requirement already satisfied|Ignoring |ERROR: pip's dependency resolver|"
-        rf"vllm\S* \S+ requires ({'|'.join(NOT_FROM_VLLM)})\b"
+        rf"vllm\S* \S+ requires ({'|'.join(NOT_FROM_VLLM)})\b|"
+        "sglang [^ ]+ requires (torch==|.* which is not installed)"
     )
     with subprocess.Popen(
         [*PIP, "install", "--progress-bar", "off", *arguments],
