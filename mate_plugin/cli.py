@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated
 
@@ -47,9 +48,10 @@ def doctor() -> None:
 def explain() -> None:
     """Try the hooks in this process and say which are installed, and why or why not."""
     from mate_plugin import report
-    from mate_plugin.layers import vllm_hooks
+    from mate_plugin.doctor_engines import ENGINES
 
-    vllm_hooks.install()
+    for engine in [engine for engine in ENGINES if engine.version()] or ENGINES:
+        importlib.import_module(engine.hooks).install()
     typer.echo(report.explain())
 
 

