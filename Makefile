@@ -49,7 +49,7 @@ test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 	$(STEP) "Tests (serving through vLLM)"
 	$(PY) -m pytest tests/vllm -q $(ARGS)
 
-test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test ## tests that serve models through SGLang (minutes)
+test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test $(STAMPS)/core $(STAMPS)/vllm ## tests with SGLang, vLLM beside it (minutes)
 	$(STEP) "Tests (serving through SGLang)"
 	$(SGLANG_VENV)/bin/python -m pytest tests/sglang -q $(ARGS)
 

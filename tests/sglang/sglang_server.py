@@ -15,8 +15,7 @@ PLATFORM = {"SGLANG_PLATFORM": "mate_cpu"}
 class SglangServer(EngineServer):
     """``python -m sglang.launch_server`` on a CPU."""
 
-    # The other two answer before the engine has started.
-    ready_path = "/health_generate"
+    ready_path = "/ready"
 
     def __init__(
         self,
