@@ -61,6 +61,21 @@ def write_twins(
     return folders
 
 
+def vary_scales(folder: Path) -> None:
+    """Exchange the scales of an FP8 checkpoint for ones that differ from block to block.
+
+    Random weights have nearly the same in each, so that a block with another's is not noticed.
+    """
+    chance = torch.Generator().manual_seed(3)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name in sorted(weights):
+        if name.endswith("_scale_inv"):
+            octaves = 2 * torch.rand(weights[name].shape, generator=chance) - 1
+            weights[name] = weights[name] * octaves.exp2()
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def _dense(folder: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights without those of the indexer; config.json becomes that of a DeepSeek-V3."""
     path = folder / "config.json"

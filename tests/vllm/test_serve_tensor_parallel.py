@@ -22,6 +22,7 @@ from served_models import (
     expected_sparse_layers,
     forward_passes,
     served_config,
+    vary_scales,
     write_twins,
 )
 from test_serve import has_amx
@@ -55,6 +56,7 @@ def serve(tmp_path_factory):
     def run(family: str) -> Pair:
         root = tmp_path_factory.mktemp(family)
         folder = write_twins(root, family, HALVES[family])["fp8"]
+        vary_scales(folder)
         selections = root / "selections"
         env = {"VLLM_CPU_OMP_THREADS_BIND": cores_of_each(), "MATE_PLUGIN_STRICT": "1"}
         env["MATE_PLUGIN_DUMP_SELECTIONS"] = str(selections)
@@ -104,6 +106,7 @@ def test_two_processes_give_the_tokens_of_one(serve, family):
     lines, gaps, mean = divergences(pair.one, pair.split, prompts())
     print(f"\n{family}, mean logprob difference {mean:.4f}", *lines, sep="\n  ")
     assert all(gap <= NEAR_TIE for gap in gaps), lines
+    # The scales of the other process's blocks in one kind of weight move it by 0.07 and more.
     assert mean < 0.02
 
 
