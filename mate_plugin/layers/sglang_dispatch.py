@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import torch
 
 from mate_plugin.layers.experts_ops import apply_batched_experts, apply_experts
 from mate_plugin.layers.plan import ExpertsPlan
+from mate_plugin.layers.weights import check_weights
 
 
 def check_config(config: Any) -> None:
@@ -25,14 +28,41 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name}: the MoE runner mate serves {wanted}, got {found}")
 
 
+def check_quant_info(info: Any, block: tuple[int, int]) -> None:
+    """Raise, naming the field, for a MoeQuantInfo that our experts do not serve.
+
+    Args:
+        block: (N, K) of one weight scale, where ``info`` does not say.
+
+    Raises:
+        ValueError: weights in another layout or quantisation, or that do not fit together.
+        TypeError: weights of a dtype that does not go with their scales.
+    """
+    for name in ("b13", "b2", "w13_zp", "w2_zp", "a13_scale", "a2_scale"):
+        if getattr(info, name, None) is not None:
+            raise ValueError(f"{name}: the MoE runner mate serves None, got a tensor")
+    for name in (
+        "use_mxfp8",
+        "use_int8_w8a8",
+        "use_int8_w8a16",
+        "use_int4_w4a16",
+        "per_channel_quant",
+        "is_fp4_experts",
+        "fuse_swiglu_interleaved",
+    ):
+        if getattr(info, name, False):
+            raise ValueError(f"{name}: the MoE runner mate serves False, got True")
+    if info.w13_scale is not None and info.block_shape is not None:
+        block = tuple(info.block_shape)
+    check_weights(info.w13_weight, info.w13_scale, info.w2_weight, info.w2_scale, block)
+
+
 def run(plan: ExpertsPlan, dispatch_output: Any, quant_info: Any, config: Any) -> Any:
     """Put what a dispatcher hands over through the experts; returns what its combine step takes.
 
     Raises NotImplementedError for a dispatch format that is neither standard nor DeepEP's low
     latency, ValueError for contents that our experts do not serve.
     """
-    if getattr(quant_info, "fuse_swiglu_interleaved", False):
-        raise ValueError("fuse_swiglu_interleaved: expected gate rows above up rows")
     form = dispatch_output.format
     if form.is_standard():
         return _standard(plan, dispatch_output, _weights(quant_info), config)
@@ -46,9 +76,18 @@ def run(plan: ExpertsPlan, dispatch_output: Any, quant_info: Any, config: Any) -
 def scaling_factor(config: Any, device: torch.device) -> float | None:
     """The factor of the experts' sum that is left to the runner.
 
-    SGLang's models multiply by it themselves, except on CUDA and MUSA where runners do.
+    SGLang's models multiply by it themselves, except on CUDA and MUSA where runners do; whoever
+    asks for rows that are not combined does so too.
     """
+    if config.no_combine:
+        return None
     return config.routed_scaling_factor if device.type in ("cuda", "musa") else None
+
+
+@functools.cache
+def _between_fp8(plan: ExpertsPlan) -> ExpertsPlan:
+    """SGLang's masked path rounds the second GEMM's rows too, where FP8 rows enter the first."""
+    return dataclasses.replace(plan, activation="fp8") if plan.weight_bits == 8 else plan
 
 
 def _weights(quant_info: Any) -> tuple[torch.Tensor | None, ...]:
@@ -69,6 +108,10 @@ def _standard(plan: ExpertsPlan, given: Any, weights: Any, config: Any) -> Any:
     topk = given.topk_output
     if TopKOutputChecker.format_is_bypassed(topk):
         topk = topk.to_standard()
+    if not TopKOutputChecker.format_is_standard(topk):
+        raise NotImplementedError(
+            f"topk_output: the MoE runner mate serves ids and weights, got {type(topk).__name__}"
+        )
     hidden = given.hidden_states
     shape = hidden.shape
     if config.no_combine:
@@ -99,7 +142,7 @@ def _low_latency(plan: ExpertsPlan, given: Any, weights: Any, config: Any) -> An
     if overlap is not None and overlap.start_event is not None:
         overlap.start_event.record()
     units = apply_batched_experts(
-        plan,
+        plan if scale is None else _between_fp8(plan),
         rows if scale is None else (rows, scale),
         given.masked_m,
         *weights,

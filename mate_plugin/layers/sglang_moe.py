@@ -12,9 +12,8 @@ from mate_plugin import report
 from mate_plugin.kernels import select
 from mate_plugin.layers import seams, sglang_release
 from mate_plugin.layers.configured import plan_for
-from mate_plugin.layers.plan import WeightBits
 from mate_plugin.layers.sglang_release import on_mate_cpu
-from mate_plugin.layers.weights import check_weights, shape_name
+from mate_plugin.layers.weights import shape_name, weight_bits
 from mate_plugin.report import Hook
 
 NAME, DEEP_GEMM = "sglang.moe", "sglang.moe_deep_gemm"
@@ -92,15 +91,7 @@ def fp8_method_class() -> Any:
             self.runner = make_runner(moe_runner_config)
 
         def process_weights_after_loading(self, layer) -> None:
-            info = self.get_triton_quant_info(layer)
-            check_weights(
-                info.w13_weight,
-                info.w13_scale,
-                info.w2_weight,
-                info.w2_scale,
-                tuple(self.weight_block_size),
-            )
-            self.runner.runner_core.prepare(info)
+            self.runner.runner_core.prepare(self.get_triton_quant_info(layer))
 
         def apply(self, layer, dispatch_output):
             return self.runner.run(dispatch_output, self.get_triton_quant_info(layer))
@@ -122,7 +113,7 @@ def core_class() -> Any:
     from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
     from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
 
-    from mate_plugin.layers.sglang_dispatch import check_config, run
+    from mate_plugin.layers.sglang_dispatch import check_config, check_quant_info, run
 
     class MateRunnerCore(DispatchMoeRunnerCore):
         """Rows of 16 bits, or FP8 rows of an expert-parallel dispatcher, through our experts."""
@@ -140,8 +131,10 @@ def core_class() -> Any:
 
         def prepare(self, quant_info) -> None:
             """Choose how to compute, once the weights are there."""
-            bits: WeightBits = 8 if quant_info.w2_scale is not None else 16
-            self.plan = plan_for(quant_info.w2_weight.device, self.config.swiglu_limit, bits)
+            bits = weight_bits(quant_info.w13_scale)
+            plan = plan_for(quant_info.w2_weight.device, self.config.swiglu_limit, bits)
+            check_quant_info(quant_info, plan.block)
+            self.plan = plan
             report.layer_built("moe", shape_name(quant_info.w2_weight), self.plan.describe())
 
         def run_from_dispatch(self, dispatch_output, quant_info, runner_config, hooks=None):
