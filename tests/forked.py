@@ -1,4 +1,4 @@
-"""Runs snippets in forks of one process that has imported vLLM, which takes seconds each time."""
+"""Runs snippets in forks of one process that has imported an engine, which takes seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-SERVE = """
-import json, os, sys, traceback
+VLLM = """
 import vllm
 import vllm.model_executor.kernels.linear
 import vllm.model_executor.layers.quantization.fp8
+"""
+SERVE = """
+import json, os, sys, traceback
+exec(sys.argv[1], {})
 print("ready", flush=True)
 for request in sys.stdin:
     case = json.loads(request)
@@ -49,13 +52,14 @@ class Done:
 
 
 class Forks:
-    """A process with vLLM imported; ``run`` executes a snippet in a fork of it."""
+    """A process that has run ``imports``; ``run`` executes a snippet in a fork of it."""
 
-    def __init__(self) -> None:
-        prefixes = ("MATE_PLUGIN_", "VLLM_")
+    def __init__(self, imports: str = VLLM, **env: str) -> None:
+        prefixes = ("MATE_PLUGIN_", "VLLM_", "SGLANG_")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(prefixes)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE],
-            env={k: v for k, v in os.environ.items() if not k.startswith(prefixes)},
+            [sys.executable, "-c", SERVE, imports],
+            env=clean | env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -64,7 +68,7 @@ class Forks:
         for line in self.process.stdout:
             if line.strip() == "ready":
                 return
-        raise AssertionError("vLLM could not be imported")
+        raise AssertionError(f"could not be imported: {imports}")
 
     def run(self, code: str, **env: str) -> Done:
         with tempfile.TemporaryDirectory() as folder:
