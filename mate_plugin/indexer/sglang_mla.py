@@ -45,10 +45,10 @@ def build_step(forward_batch: Any, req_to_token: torch.Tensor, page_size: int) -
     torch.cumsum(counts, 0, out=starts[1:])
     slots = forward_batch.out_cache_loc
     owner = request_of_token(starts, slots.numel())
-    # Past the last request there may be padding, which sees nothing.
-    of_token = owner.clamp_min(0).long()
-    position = torch.arange(slots.numel(), dtype=torch.int32) - starts[of_token]
-    seen = (seq_lens - counts)[of_token] + position + 1
+    # Past the last request, if there is one, may be padding: its -1 reads the entry appended here.
+    of_token = owner.long()
+    before = torch.nn.functional.pad(seq_lens - counts, (0, 1))[of_token]
+    seen = before + torch.arange(1, slots.numel() + 1, dtype=torch.int32) - starts[of_token]
     longest = int(seq_lens.max()) if seq_lens.numel() else 0
     rows = req_to_token[forward_batch.req_pool_indices, :longest]
     return Step(
