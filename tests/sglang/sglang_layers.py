@@ -15,7 +15,7 @@ def publish(backend: str = "mate") -> None:
 
     get_context().override_server_args().install()
     get_flags().moe.runner_backend = resolve_moe_runner_backend(backend)
-    ranks = {name: 0 for name in ("tp_rank", "moe_ep_rank", "moe_tp_rank", "moe_dp_rank")}
+    ranks = dict.fromkeys(("tp_rank", "moe_ep_rank", "moe_tp_rank", "moe_dp_rank"), 0)
     get_parallel().override_permanently(tp_size=1, tp_group=None, **ranks)
 
 
