@@ -50,6 +50,10 @@ class Done:
     returncode: int
     output: str
 
+    def said(self) -> list[str]:
+        """What the plugin said."""
+        return [line for line in self.output.splitlines() if "mate-plugin:" in line]
+
 
 class Forks:
     """A process that has run ``imports``; ``run`` executes a snippet in a fork of it."""
@@ -57,9 +61,10 @@ class Forks:
     def __init__(self, imports: str = VLLM, **env: str) -> None:
         prefixes = ("MATE_PLUGIN_", "VLLM_", "SGLANG_")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(prefixes)}
+        self.environ = clean | env
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, imports],
-            env=clean | env,
+            env=self.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 import pytest
-from forked import Done, Forks
+from forked import Forks
 
 LOAD = "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
 needs_vllm = pytest.mark.skipif(
@@ -22,11 +22,6 @@ def forks() -> Iterator[Forks]:
     forks = Forks()
     yield forks
     forks.stop()
-
-
-def lines(done: Done) -> list[str]:
-    """What the plugin said."""
-    return [line for line in done.output.splitlines() if "mate-plugin:" in line]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +62,7 @@ assert names[-1] == "MateFp8BlockScaledMMKernel"
 def test_installs_once_and_says_so_in_one_line(forks):
     done = forks.run(LOAD + INSTALLED)
     assert done.returncode == 0, done.output
-    (line,) = lines(done)
+    (line,) = done.said()
     assert "vllm.moe installed (FP8 block MoE: 8-bit x 16-bit, per_expert" in line
     assert "vllm.linear installed (" in line
     assert "vllm.sparse installed (FP8 indexer within 512 MiB, sparse MLA, " in line
@@ -102,7 +97,7 @@ assert not op_registry_oot
 def test_can_be_switched_off(forks, env, said):
     done = forks.run(UNTOUCHED, **env)
     assert done.returncode == 0, done.output
-    assert len(lines(done)) == said
+    assert len(done.said()) == said
 
 
 @needs_vllm
@@ -165,7 +160,7 @@ def test_can_be_switched_off(forks, env, said):
 )
 def test_a_missing_hook_is_named_and_stops_a_strict_engine(forks, damage, reason, strict):
     done = forks.run(f"import vllm\n{damage}\n{LOAD}print('went on')", MATE_PLUGIN_STRICT=strict)
-    (line,) = lines(done)
+    (line,) = done.said()
     assert reason in line
     assert "not installed" in line.replace("vllm.deep_gemm not installed", "")
     if strict == "1":
@@ -198,7 +193,7 @@ def test_broken_settings_stop_the_process_with_one_line(forks, env, message):
     assert done.returncode == 1
     assert "went on" not in done.output
     assert "Traceback" not in done.output
-    (line,) = lines(done)
+    (line,) = done.said()
     assert message in line
 
 
@@ -215,7 +210,7 @@ def test_a_forced_kernel_reaches_the_core(forks):
 def test_the_layout_settings_reach_the_plan(forks):
     done = forks.run(LOAD, MATE_PLUGIN_GEMM_MODE="per_token", MATE_PLUGIN_ALIGNMENT_M="128")
     assert done.returncode == 0, done.output
-    (line,) = lines(done)
+    (line,) = done.said()
     assert "8-bit x 16-bit, per_token/128" in line
 
 
@@ -225,5 +220,5 @@ def test_a_granularity_that_no_layer_serves_installs_nothing(forks, strict):
     settings = {"MATE_PLUGIN_SCALE_GRANULARITY": "1,-1,-1", "MATE_PLUGIN_STRICT": strict}
     done = forks.run(LOAD + "print('went on')", **settings)
     assert ("went on" in done.output) == (strict == "0")
-    (line,) = lines(done)
+    (line,) = done.said()
     assert line.count("scale_granularity: the layers serve 1,128,128, got 1,-1,-1") == 2
