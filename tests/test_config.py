@@ -42,7 +42,8 @@ def test_model_files_differ_from_the_default_where_they_say_so() -> None:
 
 
 def test_variables_win_over_the_file(tmp_path: Path) -> None:
-    environ = write(tmp_path, "gemm_mode: masked\nalignment_m: 256\nvllm: {moe: false}\n")
+    text = "gemm_mode: masked\nalignment_m: 256\nvllm: {moe: false}\n"
+    environ = write(tmp_path, text + "sglang: {moe: true, sparse: true, indexer: true}\n")
     environ |= {
         "MATE_PLUGIN_GEMM_MODE": "psum_expert",
         "MATE_PLUGIN_VLLM_LINEAR": "off",
@@ -52,6 +53,9 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         "MATE_PLUGIN_REPORT": "out",
         "MATE_PLUGIN_DUMP_SELECTIONS": "chosen",
         "MATE_PLUGIN_VLLM_DEEP_GEMM": "yes",
+        "MATE_PLUGIN_SGLANG_MOE": "auto",
+        "MATE_PLUGIN_SGLANG_INDEXER": "off",
+        "MATE_PLUGIN_SGLANG_MOE_DEEP_GEMM": "1",
         "MATE_PLUGIN_ISA": "scalar",
     }
     loaded = load(environ)
@@ -64,6 +68,25 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert loaded.report == Path("out")
     assert loaded.dump_selections == Path("chosen")
     assert loaded.vllm.deep_gemm is True
+    assert (loaded.sglang.moe, loaded.sglang.linear) == ("auto", "auto")
+    assert (loaded.sglang.sparse, loaded.sglang.indexer) == (True, False)
+    assert loaded.sglang.moe_deep_gemm is True
+
+
+def test_seams_of_sglang_are_left_to_the_platform_by_default() -> None:
+    seams = load({}).sglang.model_dump()
+    assert seams.pop("moe_deep_gemm") is False
+    assert set(seams.values()) == {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("auto", "auto"), ("true", True), ("off", False), ("'yes'", True), ("'0'", False)],
+)
+def test_a_seam_of_sglang_is_auto_or_a_switch(tmp_path: Path, text: str, value: object) -> None:
+    assert load(write(tmp_path, f"sglang: {{attention: {text}}}")).sglang.attention is value
+    environ = {"MATE_PLUGIN_SGLANG_ATTENTION": text.strip("'")}
+    assert load(environ).sglang.attention is value
 
 
 def test_settings_are_cached_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +106,7 @@ def test_settings_are_cached_and_frozen(monkeypatch: pytest.MonkeyPatch) -> None
         ("MATE_PLUGIN_GEM_MODE", "MATE_PLUGIN_GEMM_MODE"),
         ("MATE_PLUGIN_CONFG", "MATE_PLUGIN_CONFIG"),
         ("MATE_PLUGIN_VLLM_MEO", "MATE_PLUGIN_VLLM_MOE"),
+        ("MATE_PLUGIN_SGLANG_SPARS", "MATE_PLUGIN_SGLANG_SPARSE"),
     ],
 )
 def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
@@ -94,6 +118,7 @@ def test_unknown_variable_names_the_nearest(name: str, nearest: str) -> None:
     [
         ("gem_mode: auto", "gem_mode", "gemm_mode"),
         ("vllm: {linaer: true}", "vllm.linaer", "vllm.linear"),
+        ("sglang: {atention: true}", "sglang.atention", "sglang.attention"),
         ("Strict: true", "Strict", "strict"),
         ("7: true", "7", ""),
     ],
@@ -119,6 +144,9 @@ def test_unknown_key_names_file_and_nearest(
         ("scale_granularity: 128", "scale_granularity: expected one of"),
         ("vllm: {deep_gemm: perhaps}", "vllm.deep_gemm: expected auto, true or false, found"),
         ("vllm: 3", "vllm: expected a mapping of keys, found 3"),
+        ("sglang: {linear: 2}", "sglang.linear: expected auto, true or false, found 2"),
+        ("sglang: {moe_deep_gemm: auto}", "sglang.moe_deep_gemm: expected true or false, found"),
+        ("sglang: [moe]", "sglang: expected a mapping of keys, found ['moe']"),
         ("report: [a]", "report: expected a path, found ['a']"),
         ("- strict", "expected a mapping of keys, found ['strict']"),
         ("strict: [", "not valid YAML"),
