@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from layer_oracle import MoeWeights, MoeWeights16, moe, moe_rows, round_groups
+from sglang_layers import publish
 
 E, H, I, T, TOPK = 6, 136, 200, 11, 3  # noqa: E741
 BF16 = torch.bfloat16
@@ -142,6 +143,20 @@ def scaling_factor() -> None:
         assert scaling_factor(config(), device) == expected
         assert scaling_factor(config(routed_scaling_factor=None), device) is None
         assert scaling_factor(config(no_combine=True), device) is None
+
+
+def bypassed_topk() -> None:
+    """Routing that SGLang leaves to the runner is done with SGLang's own selection."""
+    from sglang.srt.layers.moe.topk import BypassedTopKOutput, TopKConfig
+
+    publish()
+    hidden, probs, ids = routed()
+    logits = torch.randn(T, E)
+    asked = BypassedTopKOutput(hidden, logits, TopKConfig(top_k=TOPK, torch_native=True))
+    given = standard(hidden, probs, ids)._replace(topk_output=asked)
+    best = logits.double().softmax(1).topk(TOPK)
+    expected = moe(KINDS["bf16"], hidden, best.values / best.values.sum(1, True), best.indices)
+    check(runner().run(given, triton_info(KINDS["bf16"])).hidden_states, expected)
 
 
 def fused_shared_experts() -> None:

@@ -8,6 +8,7 @@ CASES = (
     "whole_layer",
     "options",
     "scaling_factor",
+    "bypassed_topk",
     "fused_shared_experts",
     "expert_parallel",
     "low_latency",
