@@ -15,6 +15,7 @@ STATE = "from sglang_state import state\nbefore = state()\n"
 ON_MATE_CPU = ("sglang.moe", "sglang.linear", "sglang.attention", "sglang.sparse")
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(
     ("group", "name", "function"),
     [
