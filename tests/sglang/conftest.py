@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sglang_forks import SglangForks
 
 TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS / "serving"), str(TESTS / "vllm"), str(TESTS)]
-
-from sglang_forks import SglangForks  # noqa: E402
 
 
 def pytest_configure(config):
