@@ -7,6 +7,7 @@ SGLang's Triton kernels quantise and store, and its own selection asks the resol
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -26,6 +27,27 @@ from mate_plugin.indexer.sparse_layer import (
 from mate_plugin.kernels.quant import per_token_group_quant_fp8
 
 FLOAT32_BYTES = 4
+_DSA = "sglang.srt.layers.attention.dsa"
+_INDEXER = f"{_DSA}.dsa_indexer.Indexer"
+ROTATE = f"{_DSA}.dsa_indexer.rotate_activation"
+# What :func:`forward` takes from SGLang on every device, and on a GPU besides.
+TARGETS = (
+    ROTATE,
+    f"{_INDEXER}._get_q_k_bf16",
+    f"{_INDEXER}._get_topk_paged",
+    f"{_INDEXER}._weights_proj_bf16_in_fp32_out",
+    f"{_DSA}.dsa_indexer._broadcast_indexer_topk_from_rank0",
+    f"{_DSA}.dsa_indexer._make_eager_idle_topk_result",
+    "sglang.srt.model_executor.forward_context.get_attn_backend",
+    "sglang.srt.state_capturer.indexer_topk.maybe_capture_indexer_topk",
+)
+GPU_TARGETS = (
+    f"{_INDEXER}._get_topk_ragged",
+    f"{_INDEXER}._store_index_k_cache",
+    f"{_DSA}.dsa_indexer.get_is_capture_mode",
+    f"{_DSA}.dsa_indexer.resolve_paged_mqa_logits_metadata_fn",
+    "sglang.kernels.ops.quantization.act_quant_triton.act_quant",
+)
 
 
 def forward(
@@ -73,7 +95,7 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
 def _hadamard(size: int, device: torch.device) -> torch.Tensor:
     if size < 1 or size & (size - 1):
         raise ValueError(f"x: expected a power of two as the last dimension, got {size}")
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return (matrix * size**-0.5).to(device)
@@ -166,7 +188,29 @@ def _on_gpu(
     weights = gates.unsqueeze(-1) * scale * indexer.softmax_scale
     mode = forward_batch.forward_mode
     if mode.is_decode() or mode.is_target_verify() or mode.is_draft_extend_v2():
+        metadata = _scheduled(indexer, metadata, expanded=not mode.is_decode())
         topk = indexer._get_topk_paged(forward_batch, layer_id, codes, weights, metadata)
     else:
         topk = indexer._get_topk_ragged(False, forward_batch, layer_id, codes, weights, metadata)
     return topk  # type: ignore[no-any-return]
+
+
+def _scheduled(indexer: Any, metadata: Any, expanded: bool) -> Any:
+    """``metadata`` with the schedule of paged scores, which SGLang makes on CUDA only.
+
+    expanded: whether a request has several queries, each with a length of its own.
+    """
+    from sglang.srt.layers.attention.dsa import dsa_indexer
+    from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
+
+    if metadata.paged_mqa_schedule_metadata is not None:
+        return metadata
+    lens = metadata.get_seqlens_expanded() if expanded else metadata.get_seqlens_int32()
+    schedule = dsa_indexer.resolve_paged_mqa_logits_metadata_fn()(
+        lens.view(-1, 1), get_token_to_kv_pool().index_page_size, indexer.sm_count
+    )
+    if not dsa_indexer.get_is_capture_mode():
+        # For the other layers of this step; in a graph each makes its own, as a replay must too.
+        step = metadata.attn_metadata
+        object.__setattr__(step, "paged_mqa_schedule_metadata", schedule)
+    return dataclasses.replace(metadata, paged_mqa_schedule_metadata=schedule)

@@ -81,11 +81,6 @@ SLOTS: dict[str, Callable[[], Any]] = {
 TARGETS = tuple(f"{_UTILS}.{name}" for name in SLOTS)
 
 
-def wanted_by_default() -> bool:
-    """Whether the setting ``auto`` means yes: where SGLang has no DeepGEMM of its own."""
-    return sglang_release.platform() == "musa"
-
-
 def install() -> Hook:
     """Replace the resolvers on a GPU, or say what stands against it."""
     platform = sglang_release.platform()

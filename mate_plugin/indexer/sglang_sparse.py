@@ -18,19 +18,11 @@ from mate_plugin.report import Hook
 NAME = "sglang.sparse"
 _DSA = "sglang.srt.layers.attention.dsa"
 _COMMON = "sglang.srt.models.deepseek_common"
-_INDEXER = f"{_DSA}.dsa_indexer.Indexer"
-_ROTATE = f"{_DSA}.dsa_indexer.rotate_activation"
 _WEIGHTS = f"{_COMMON}.deepseek_weight_loader.DeepseekV2WeightLoaderMixin.post_load_weights"
 _ARGUMENTS = "sglang.srt.arg_groups.model_hook.handle_model_specific_adjustments"
 TARGETS = (
-    _ROTATE,
     _WEIGHTS,
     _ARGUMENTS,
-    f"{_INDEXER}._get_q_k_bf16",
-    f"{_INDEXER}._get_topk_paged",
-    f"{_INDEXER}._weights_proj_bf16_in_fp32_out",
-    f"{_DSA}.dsa_indexer._broadcast_indexer_topk_from_rank0",
-    f"{_DSA}.dsa_indexer._make_eager_idle_topk_result",
     f"{_DSA}.dsa_indexer_metadata.BaseIndexerMetadata.topk_transform",
     f"{_COMMON}.attention_backend_handler.AttentionBackendRegistry.register",
     f"{_COMMON}.attention_forward_methods.forward_methods.AttnForwardMethod.MLA",
@@ -39,7 +31,7 @@ TARGETS = (
     "sglang.srt.layers.attention.attention_registry.register_attention_backend",
     "sglang.srt.mem_cache.memory_pool.DSATokenToKVPool.get_index_k_with_scale_buffer",
     "sglang.srt.mem_cache.memory_pool.KVWriteLoc",
-    "sglang.srt.state_capturer.indexer_topk.maybe_capture_indexer_topk",
+    *sglang_indexer.TARGETS,
     *sglang_scores.TARGETS,
 )
 
@@ -72,7 +64,7 @@ def fill() -> None:
     AttentionBackendRegistry.register(BACKEND, lambda *_: AttnForwardMethod.MLA)
     BaseFusedOp.register_oot_forward(Indexer, sglang_indexer.forward, sglang_release.MATE_CPU)
     sglang_scores.fill()
-    HookRegistry.register(_ROTATE, sglang_indexer.rotate, HookType.REPLACE)
+    HookRegistry.register(sglang_indexer.ROTATE, sglang_indexer.rotate, HookType.REPLACE)
     HookRegistry.register(_WEIGHTS, absorb_exactly, HookType.AFTER)
     HookRegistry.register(_ARGUMENTS, _without_gpu, HookType.AROUND)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mate_plugin.indexer import sglang_scores, sglang_sparse
+from mate_plugin.indexer import sglang_musa, sglang_scores, sglang_sparse
 from mate_plugin.layers import (
     seams,
     sglang_attention,
@@ -12,7 +12,7 @@ from mate_plugin.layers import (
     sglang_shards,
 )
 from mate_plugin.layers.seams import Seam
-from mate_plugin.layers.sglang_release import MATE_CPU, on_mate_cpu
+from mate_plugin.layers.sglang_release import MATE_CPU, on_mate_cpu, on_musa
 from mate_plugin.report import Hook
 
 GPUS = ("cuda", "musa")
@@ -22,7 +22,8 @@ SEAMS = {
     sglang_shards.NAME: Seam(sglang_shards.install, (MATE_CPU,), on_mate_cpu),
     sglang_attention.NAME: Seam(sglang_attention.install, (MATE_CPU,), on_mate_cpu),
     sglang_sparse.NAME: Seam(sglang_sparse.install, (MATE_CPU,), on_mate_cpu),
-    sglang_scores.NAME: Seam(sglang_scores.install, GPUS, sglang_scores.wanted_by_default),
+    sglang_musa.NAME: Seam(sglang_musa.install, ("musa",), on_musa),
+    sglang_scores.NAME: Seam(sglang_scores.install, GPUS, on_musa),
     sglang_moe.DEEP_GEMM: Seam(sglang_moe.install_as_deep_gemm, GPUS),
 }
 

@@ -44,3 +44,8 @@ def platform() -> str:
 def on_mate_cpu() -> bool:
     """Whether SGLang runs on our platform."""
     return platform() == MATE_CPU
+
+
+def on_musa() -> bool:
+    """Whether SGLang runs on a Moore Threads GPU."""
+    return platform() == "musa"

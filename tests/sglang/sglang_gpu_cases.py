@@ -47,14 +47,17 @@ def without_kernels() -> None:
 
 
 def defaults_on_musa() -> None:
-    """On MUSA the slots for DeepGEMM are wanted, and there are no kernels yet."""
+    """On MUSA the DSA indexer is given its forward and its rotation, and nothing else is touched:
+    the slots for DeepGEMM are wanted, and there are no kernels yet."""
     from mate_plugin import report
+    from mate_plugin.indexer.sglang_indexer import ROTATE
 
     before = state()
     load("musa", kernels=False)
     hooks = {hook.name: hook for hook in report.hooks()}
+    assert hooks["sglang.indexer"].installed
     assert "Moore Threads" in hooks["sglang.deep_gemm"].reason
-    assert state() == before
+    assert state() == before | {"hooks": sorted([*before["hooks"], ROTATE])}
 
 
 def by_name() -> None:

@@ -1,0 +1,48 @@
+"""The simulated Moore Threads device of ``fake_musa/``, for processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+FOLDER = Path(__file__).resolve().parent / "fake_musa"
+PACKAGES = FOLDER / "packages"
+
+
+def build(folder: Path) -> Path:
+    """The device as a library in ``folder``, compiled where it is not there; skips without a
+    compiler."""
+    source = FOLDER / "device.cpp"
+    state = source.read_bytes() + torch.__version__.encode()
+    library = folder / f"device-{hashlib.sha256(state).hexdigest()[:16]}.so"
+    if not library.exists():
+        compiler = shutil.which(os.environ.get("CXX", "g++"))
+        if compiler is None:
+            pytest.skip("no C++ compiler for the simulated device")
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        command = [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", str(source)]
+        command += [f"-I{path}" for path in include_paths()]
+        command += [f"-L{path}" for path in library_paths()]
+        command += ["-ltorch_cpu", "-lc10", "-o", str(unfinished)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        unfinished.replace(library)
+    return library
+
+
+def environment(device: Path) -> dict[str, str]:
+    """Variables of a process that shall find the device ``build`` made."""
+    return {
+        "FAKE_MUSA_DEVICE": str(device),
+        "OMP_NUM_THREADS": "1",
+        # Triton and torch.compile know no such device: run the Python of both.
+        "TRITON_INTERPRET": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+    }
