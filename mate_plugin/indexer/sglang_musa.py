@@ -23,4 +23,4 @@ def install() -> Hook:
         return Hook(NAME, False, f"SGLang {version} has an Indexer.forward_musa of its own")
     Indexer.forward_musa = sglang_indexer.forward
     HookRegistry.register(sglang_indexer.ROTATE, sglang_indexer.rotate, HookType.REPLACE)
-    return Hook(NAME, True, "Indexer.forward_musa, not tried on a card yet; scores of deep_gemm")
+    return Hook(NAME, True, "DSA; not tried on a card, see docs/sglang-musa.md for its options")

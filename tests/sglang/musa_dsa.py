@@ -16,6 +16,8 @@ HIDDEN, LORA, HEADS, DEPTH, ROPE, TOPK, PAGE = 64, 32, 4, 128, 64, 16, 64
 LATENT, ROTARY = 512, 64
 CONTEXT, BASE = 256, 10000.0
 PAGES = 36
+# DeepSeek's rotary class, at a factor that leaves the angles as they are.
+YARN = {"rope_type": "deepseek_yarn", "factor": 1.0, "original_max_position_embeddings": CONTEXT}
 # Most that FP8 operands and bfloat16 before them change a score by, of the largest it could have.
 FP8_NOISE = 0.01
 
@@ -66,6 +68,7 @@ def make_indexer(layer: int) -> Any:
             rope_theta=BASE,
             layer_id=layer,
             scale_fmt="ue8m0",
+            rope_scaling=YARN,
             is_neox_style=False,
         )
     torch.set_default_dtype(before)
