@@ -110,6 +110,17 @@ def more_requests_than_processors() -> None:
     assert rows == [processors, 2]
 
 
+def prompts_in_parts() -> None:
+    """SGLang scores a long prompt in as many parts as the memory of the device asks for."""
+    load()
+    from sglang.srt.layers.attention import mqa_logits_utils
+
+    mqa_logits_utils.MQA_LOGITS_STATIC_SKIP_ELEMS = 0
+    torch_musa.PROPERTIES.total_memory = 1 << 16
+    Dsa().step("EXTEND", {0: 100, 1: 30})
+    assert len(calls("fp8_mqa_logits")) > 1
+
+
 def drafts() -> None:
     """Several tokens of a request that are to be verified, each with a length of its own."""
     load()

@@ -31,6 +31,7 @@ CASES = (
     "keys_are_rotated",
     "one_schedule_per_step",
     "more_requests_than_processors",
+    "prompts_in_parts",
     "drafts",
     "keys_only",
     "idle",
