@@ -70,6 +70,8 @@ def sglang_platform() -> str | None:
     except ConfigError as error:
         _stop(str(error))
     problem = "enabled is false" if not conf.enabled else obstacle()
+    if os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1":
+        problem = "SGLANG_USE_CPU_ENGINE=1 asks for SGLang's own CPU platform; unset it"
     if problem:
         _stop(f"SGLANG_PLATFORM=mate_cpu cannot be served: {problem}")
     return "mate_plugin.layers.sglang_platform.MateCpuPlatform"

@@ -61,7 +61,9 @@ def fill() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     register(BACKEND, sglang_mla.backend_class)
-    AttentionBackendRegistry.register(BACKEND, lambda *_: AttnForwardMethod.MLA)
+    # Under the other name SGLang would send prompts to MHA, which torch_native cannot do here.
+    for name in (BACKEND, "torch_native"):
+        AttentionBackendRegistry.register(name, lambda *_: AttnForwardMethod.MLA)
     BaseFusedOp.register_oot_forward(Indexer, sglang_indexer.forward, sglang_release.MATE_CPU)
     sglang_scores.fill()
     HookRegistry.register(sglang_indexer.ROTATE, sglang_indexer.rotate, HookType.REPLACE)

@@ -42,6 +42,10 @@ def platform_class() -> type:
             ours = report.installed(sglang_attention.NAME)
             return sglang_attention.BACKEND if ours else "torch_native"
 
+        def get_device(self, device_id=0) -> str:
+            # SGLang takes its default for --device from here, and wants the text of it.
+            return "cpu"
+
         def get_dispatch_key_name(self) -> str:
             return MATE_CPU
 
@@ -57,20 +61,26 @@ def platform_class() -> type:
 
         def apply_server_args_defaults(self, server_args) -> None:
             from sglang.srt.arg_groups.model_override_base import model_config_of
-            from sglang.srt.configs.model_config import AttentionArch
+            from sglang.srt.configs.model_config import AttentionArch, is_deepseek_dsa
 
             # The scheduler would otherwise spin on a core that the kernels could use.
             server_args.sleep_on_idle = True
             if server_args.moe_runner_backend == "auto" and report.installed(sglang_moe.NAME):
                 server_args.moe_runner_backend = sglang_moe.BACKEND
-            if server_args.attention_backend not in (None, AMX_BACKEND, MLA_BACKEND):
-                return
-            arch = model_config_of(server_args).attention_arch
-            if arch == AttentionArch.MLA and report.installed(sglang_sparse.NAME):
-                server_args.attention_backend = MLA_BACKEND
+            config = model_config_of(server_args)
+            chosen = server_args.attention_backend
+            if chosen in (None, AMX_BACKEND):
+                mla = config.attention_arch == AttentionArch.MLA
+                ours = mla and report.installed(sglang_sparse.NAME)
+                chosen = MLA_BACKEND if ours else self.get_default_attention_backend()
+                server_args.attention_backend = chosen
+            if chosen == MLA_BACKEND:
                 server_args.page_size = server_args.page_size or PAGE
-            elif server_args.attention_backend != MLA_BACKEND:
-                server_args.attention_backend = self.get_default_attention_backend()
+            elif is_deepseek_dsa(config.hf_config):
+                raise ValueError(
+                    f"--attention-backend: expected {MLA_BACKEND}, which alone serves sparse"
+                    f" attention on this platform, got {chosen}"
+                )
 
     MateCpuPlatform.__module__ = __name__
     MateCpuPlatform.__qualname__ = "MateCpuPlatform"
