@@ -100,7 +100,7 @@ class SglangSettings(_Section):
     )
     attention: Switch = Field(
         default="auto",
-        description="offer mate_native, attention in float32; auto: on the platform mate_cpu",
+        description="serve attention by mate_mha; auto: on the platform mate_cpu",
     )
     sparse: Switch = Field(
         default="auto",

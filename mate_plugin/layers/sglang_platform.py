@@ -14,7 +14,7 @@ from typing import Any
 from mate_plugin import report
 from mate_plugin.indexer import sglang_sparse
 from mate_plugin.indexer.sglang_mla import BACKEND as MLA_BACKEND
-from mate_plugin.layers import sglang_attention, sglang_moe
+from mate_plugin.layers import sglang_attention, sglang_moe, sglang_pool
 from mate_plugin.layers.sglang_release import MATE_CPU
 
 PAGE = 64
@@ -49,6 +49,11 @@ def platform_class() -> type:
         def get_dispatch_key_name(self) -> str:
             return MATE_CPU
 
+        def get_kv_pool_cls(self, *, kind):
+            if kind == "mha" and sglang_pool.chosen(sglang_attention.BACKEND):
+                return sglang_pool.pool_class()
+            return super().get_kv_pool_cls(kind=kind)
+
         def get_compile_backend(self, mode=None) -> str:
             return "eager"
 
@@ -74,9 +79,9 @@ def platform_class() -> type:
                 ours = mla and report.installed(sglang_sparse.NAME)
                 chosen = MLA_BACKEND if ours else self.get_default_attention_backend()
                 server_args.attention_backend = chosen
-            if chosen == MLA_BACKEND:
+            if chosen in (MLA_BACKEND, sglang_attention.BACKEND):
                 server_args.page_size = server_args.page_size or PAGE
-            elif is_deepseek_dsa(config.hf_config):
+            if chosen != MLA_BACKEND and is_deepseek_dsa(config.hf_config):
                 raise ValueError(
                     f"--attention-backend: expected {MLA_BACKEND}, which alone serves sparse"
                     f" attention on this platform, got {chosen}"

@@ -88,3 +88,19 @@ def scene(
         moe_num_token_non_padded=None,
     )
     return Scene(forward_batch, table, page_size, pages, rows, new)
+
+
+def part_of(made: Scene, mode: Any, lens: list[int], counts: list[int] | None) -> Scene:
+    """A step of the same requests and pages that ends at ``lens``."""
+    whole = made.forward_batch
+    new = counts or [1] * len(lens)
+    rows = [own[:length] for own, length in zip(made.rows, lens, strict=True)]
+    written = [row for own, count in zip(rows, new, strict=True) for row in own[-count:]]
+    changes = {
+        "forward_mode": mode,
+        "seq_lens": torch.tensor(lens),
+        "out_cache_loc": torch.tensor(written),
+        "extend_seq_lens": None if counts is None else torch.tensor(counts, dtype=torch.int32),
+    }
+    batch = SimpleNamespace(**vars(whole) | changes)
+    return Scene(batch, made.req_to_token, made.page_size, made.pages, rows, new)

@@ -43,9 +43,11 @@ def chosen_attention() -> None:
 
 
 def plain() -> None:
-    """Attention of heads: SGLang's own in float32, with the pages SGLang likes."""
-    found = resolved()
-    expect(found, moe_runner_backend="mate", attention_backend="mate_native", page_size=1)
+    """Attention of heads: our backend in pages of 64, unless others are asked for."""
+    ours = {"moe_runner_backend": "mate", "attention_backend": "mate_mha"}
+    expect(resolved(), page_size=64, **ours)
+    expect(resolved("--attention-backend", "mate_mha"), page_size=64, **ours)
+    expect(resolved("--page-size", "1"), page_size=1, **ours)
     found = resolved("--attention-backend", "torch_native", "--page-size", "32")
     expect(found, attention_backend="torch_native", page_size=32)
     expect(resolved("--moe-runner-backend", "triton"), moe_runner_backend="triton")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from indexer_cases import flat_case, paged_case
 from layer_oracle import dequantise, quantise
-from sglang_batches import Scene, scene
+from sglang_batches import Scene, part_of, scene
 from sglang_layers import publish
 
 from mate_plugin.kernels.reference import indexer as oracle
@@ -84,7 +84,8 @@ def paged_topk() -> None:
     """SGLang's own path for decoding, whole and cut into parts of a few requests."""
     from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
 
-    from mate_plugin.indexer.sglang_mla import build_step, metadata_class
+    from mate_plugin.indexer.sglang_mla import metadata_class
+    from mate_plugin.indexer.sglang_step import build_step
 
     publish()
     lens = [100, 3, 65, 8, 200]
@@ -214,22 +215,6 @@ def indexer() -> None:
             weights = gates[i] * q_scale.double() * D**-0.5
             logits = oracle.scores(q_codes[None], rounded, scale, weights[None])[0]
             expect_best(found[i], logits)
-
-
-def part_of(made: Scene, mode: Any, lens: list[int], counts: list[int] | None) -> Scene:
-    """A step of the same requests and pages that ends at ``lens``."""
-    whole = made.forward_batch
-    new = counts or [1] * len(lens)
-    rows = [own[:length] for own, length in zip(made.rows, lens, strict=True)]
-    written = [row for own, count in zip(rows, new, strict=True) for row in own[-count:]]
-    changes = {
-        "forward_mode": mode,
-        "seq_lens": torch.tensor(lens),
-        "out_cache_loc": torch.tensor(written),
-        "extend_seq_lens": None if counts is None else torch.tensor(counts, dtype=torch.int32),
-    }
-    batch = SimpleNamespace(**vars(whole) | changes)
-    return Scene(batch, made.req_to_token, made.page_size, made.pages, rows, new)
 
 
 def expect_best(found: torch.Tensor, logits: torch.Tensor) -> None:
@@ -392,66 +377,3 @@ def absorbed() -> None:
         expected = exact[:, nope:].transpose(1, 2)
         torch.testing.assert_close(attention.w_vc.double(), expected, **rounding)
     assert kinds[1].w_kc is None
-
-
-def native() -> None:
-    """mate_native is float32 attention, rounded once; SGLang's own function is left as it was."""
-    from sglang.srt.layers.attention import torch_native_backend as module
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-    from sglang.srt.layers.radix_attention import AttentionType
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-    publish()
-    before = module.scaled_dot_product_attention
-    lens, counts, heads, kv_heads, depth = [70, 5, 33], [20, 5, 1], 4, 2, 32
-    layer = SimpleNamespace(
-        tp_q_head_num=heads,
-        tp_k_head_num=kv_heads,
-        qk_head_dim=depth,
-        v_head_dim=depth,
-        layer_id=0,
-        scaling=0.3,
-        is_cross_attention=False,
-        attn_type=AttentionType.DECODER,
-        sliding_window_size=-1,
-        k_scale=None,
-        v_scale=None,
-    )
-    keys = [torch.randn(length, kv_heads, depth).to(BF16) for length in lens]
-    values = [torch.randn(length, kv_heads, depth).to(BF16) for length in lens]
-    for mode, new in (("EXTEND", counts), ("DECODE", None)):
-        made = scene(forward_mode(mode), lens, new)
-        pool = MHATokenToKVPool(
-            size=(made.pages - 1) * PAGE,
-            page_size=PAGE,
-            dtype=BF16,
-            head_num=kv_heads,
-            head_dim=depth,
-            layer_num=1,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        backend = ATTENTION_BACKENDS["mate_native"](
-            SimpleNamespace(
-                device="cpu",
-                token_to_kv_pool=pool,
-                req_to_token_pool=SimpleNamespace(req_to_token=made.req_to_token),
-            )
-        )
-        for rows, k, v in zip(made.rows, keys, values, strict=True):
-            pool.get_key_buffer(0)[rows], pool.get_value_buffer(0)[rows] = k, v
-        tokens = made.tokens()
-        q = torch.randn(len(tokens), heads * depth).to(BF16)
-        backend.init_forward_metadata(made.forward_batch)
-        forward = backend.forward_decode if new is None else backend.forward_extend
-        found = forward(q, None, None, layer, made.forward_batch, save_kv_cache=False)
-        assert found.dtype == BF16
-        assert module.scaled_dot_product_attention is before
-        for i, (r, seen) in enumerate(tokens):
-            for h in range(heads):
-                group = h * kv_heads // heads
-                k, v = keys[r][:seen, group].double(), values[r][:seen, group].double()
-                chances = (k @ q[i].view(heads, depth)[h].double() * 0.3).softmax(0)
-                out = found[i].view(heads, depth)[h].double()
-                # Half a unit in the last place of 16 bits, and float32's own error.
-                torch.testing.assert_close(out, chances @ v, rtol=2**-8, atol=1e-5)

@@ -36,8 +36,8 @@ assert not on & {{"sglang.deep_gemm", "sglang.moe_deep_gemm"}}, report.explain()
 after = state()
 assert [new for new in after["runners"] if new not in before["runners"]] == ["mate"]
 assert [new for new in after["attention choices"] if new not in before["attention choices"]] == [
-    "mate_native", "mate_dsa"]
-assert set(after["attention"]) - set(before["attention"]) == {{"mate_native", "mate_dsa"}}
+    "mate_mha", "mate_dsa"]
+assert set(after["attention"]) - set(before["attention"]) == {{"mate_mha", "mate_dsa"}}
 assert after["cores"] == ["mate"]
 assert {{op.__name__ for op in after["forwards"]["mate_cpu"]}} == {{
     "UnquantizedFusedMoEMethod", "Indexer"}}
@@ -53,7 +53,7 @@ def test_installs_once_and_says_so_in_one_line(forks):
     (line,) = done.said()
     assert "sglang.moe installed (--moe-runner-backend mate: 8-bit x 16-bit, per_expert" in line
     assert "sglang.linear installed (block-FP8 linear: 8-bit x 16-bit" in line
-    assert "sglang.attention installed (--attention-backend mate_native: " in line
+    assert "sglang.attention installed (--attention-backend mate_mha: " in line
     assert "sglang.sparse installed (--attention-backend mate_dsa: FP8 indexer within 512" in line
     assert "sglang.deep_gemm not installed (switched off here (sglang.deep_gemm: auto))" in line
     assert "sglang.moe_deep_gemm not installed (switched off in the settings" in line

@@ -15,7 +15,6 @@ CASES = (
     "attention",
     "backend_refusals",
     "absorbed",
-    "native",
 )
 
 

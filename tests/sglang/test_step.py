@@ -1,4 +1,4 @@
-"""The step that mate_dsa makes of SGLang's ForwardBatch, against loops over tokens."""
+"""The step that our attention backends make of SGLang's ForwardBatch, against loops over tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_batches import Mode, Scene, scene
 
-from mate_plugin.indexer.sglang_mla import build_step
+from mate_plugin.indexer.sglang_step import build_step
 
 
 @st.composite
