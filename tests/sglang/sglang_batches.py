@@ -96,11 +96,14 @@ def part_of(made: Scene, mode: Any, lens: list[int], counts: list[int] | None) -
     new = counts or [1] * len(lens)
     rows = [own[:length] for own, length in zip(made.rows, lens, strict=True)]
     written = [row for own, count in zip(rows, new, strict=True) for row in own[-count:]]
+    seq_lens = torch.tensor(lens)
+    extend = None if counts is None else torch.tensor(counts, dtype=torch.int32)
     changes = {
         "forward_mode": mode,
-        "seq_lens": torch.tensor(lens),
+        "seq_lens": seq_lens,
         "out_cache_loc": torch.tensor(written),
-        "extend_seq_lens": None if counts is None else torch.tensor(counts, dtype=torch.int32),
+        "extend_seq_lens": extend,
+        "extend_prefix_lens": None if extend is None else seq_lens.int() - extend,
     }
     batch = SimpleNamespace(**vars(whole) | changes)
     return Scene(batch, made.req_to_token, made.page_size, made.pages, rows, new)

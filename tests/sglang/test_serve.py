@@ -214,7 +214,7 @@ def test_every_call_was_ours_in_the_scheduler(serve, twins, family):
     sparse, deepseek = family == SPARSE, family != QWEN
     experts = layers - config.get("first_k_dense_replace", 0)
     kinds = {kind for kind, _ in counts}
-    assert kinds == {"moe"} | ({"linear", "sparse_mla"} if deepseek else set()) | (
+    assert kinds == {"moe"} | ({"linear", "sparse_mla"} if deepseek else {"attention"}) | (
         {"indexer"} if sparse else set()
     )
     # Every layer ran in every forward pass.
@@ -238,7 +238,9 @@ def test_every_call_was_ours_in_the_scheduler(serve, twins, family):
     gemms = 3 if QUANT[family] == "fp8" and config["moe_intermediate_size"] % 128 else 2
     assert kernels["ragged_m_gemm"] == gemms * moe["calls"]
     assert kernels["moe_route"] == kernels["moe_unpermute"] == moe["calls"]
-    assert kernels.get("sparse_mla", 0) == (layers * passes if deepseek else 0)
+    # MLA has one head of keys.
+    kv_heads = 1 if deepseek else config["num_key_value_heads"]
+    assert kernels["sparse_mla"] == layers * passes * kv_heads
     if sparse:
         # Prompts are scored within the budget, single tokens through SGLang's own selection.
         paged, ragged = kernels["paged_mqa_logits"], kernels["index_topk"]
