@@ -38,7 +38,7 @@ demo-sglang: $(SGLANG_STAMPS)/core ## the same with SGLang
 doctor: $(STAMPS)/core $(STAMPS)/vllm ## look at the machine and the installation
 	$(VENV)/bin/mate-plugin doctor
 
-test: test-fast test-vllm ## all tests: the quick ones, then those that serve models
+test: test-fast test-vllm test-sglang ## all tests: the quick ones, then those that serve models
 	@echo "All tests passed."
 
 test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
