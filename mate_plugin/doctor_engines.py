@@ -151,9 +151,8 @@ def _tried(engine: Engine, environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("hooks", "wrong", f"cannot be tried: {last}", fix)
         return
     for hook in json.loads(found[1]):
-        wanted_but_missing = not hook["installed"] and "switched off" not in hook["reason"]
         state: State = "ok" if hook["installed"] else "note"
         fix = ""
-        if wanted_but_missing:
+        if hook["wanted"] and not hook["installed"]:
             state, fix = "wrong", f"see the reason, or set {hook['name']} to false in the settings"
         yield Finding(f"hook {hook['name']}", state, hook["reason"], fix)

@@ -10,7 +10,6 @@ import importlib
 import logging
 import os
 import sys
-from types import ModuleType
 from typing import NoReturn
 
 # vLLM formats what is logged under its own name; SGLang formats everything.
@@ -105,13 +104,12 @@ def _register(engine: str) -> None:
     from mate_plugin.kernels import checks
 
     checks.set_index_checks(conf.check)
-    engine_hooks: ModuleType = importlib.import_module(f"mate_plugin.layers.{engine}_hooks")
-    hooks = engine_hooks.install()
+    hooks = importlib.import_module(f"mate_plugin.layers.{engine}_hooks").install()
     line = "mate-plugin: " + "; ".join(
         f"{hook.name} {'installed' if hook.installed else 'not installed'} ({hook.reason})"
         for hook in hooks
     )
-    complete = all(hook.installed or not engine_hooks.wanted(hook.name) for hook in hooks)
+    complete = all(hook.installed or not hook.wanted for hook in hooks)
     if conf.strict and not complete:
         _stop(line.removeprefix("mate-plugin: ") + "; strict is set")
     _say(logger, logging.INFO if complete else logging.WARNING, line)

@@ -25,6 +25,8 @@ class Hook:
     name: str
     installed: bool
     reason: str
+    # Whether the settings ask for it.
+    wanted: bool = True
 
 
 @dataclass

@@ -163,7 +163,7 @@ def test_hooks_are_tried_on_our_platform(monkeypatch: pytest.MonkeyPatch, tmp_pa
         tmp_path,
         "return [Hook('sglang.moe', True, os.environ['SGLANG_PLATFORM']), "
         "Hook('sglang.linear', False, 'no such class'), "
-        "Hook('sglang.sparse', False, 'switched off here (auto)')]",
+        "Hook('sglang.sparse', False, 'switched off here (auto)', wanted=False)]",
     )
     assert [(finding.topic, finding.state) for finding in found] == [
         ("SGLANG_PLATFORM", "note"),

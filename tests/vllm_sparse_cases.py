@@ -55,10 +55,11 @@ def seam_on_gpus() -> None:
     from mate_plugin.indexer import vllm_scores
     from mate_plugin.layers import vllm_hooks
 
-    assert not vllm_hooks.wanted(vllm_scores.NAME)
-    type(current_platform).device_type = "musa"
-    assert vllm_hooks.wanted(vllm_scores.NAME)
     hooks = {hook.name: hook for hook in vllm_hooks.install()}
+    assert not hooks[vllm_scores.NAME].wanted
+    type(current_platform).device_type = "musa"
+    hooks = {hook.name: hook for hook in vllm_hooks.install()}
+    assert hooks[vllm_scores.NAME].wanted
     assert not hooks[vllm_scores.NAME].installed
     assert "Moore Threads" in hooks[vllm_scores.NAME].reason
     assert hooks["vllm.moe"].reason == "expected the platform cpu, found musa"

@@ -30,18 +30,20 @@ def install(
     """Try each seam (named section.field of the settings) and return what became of it.
 
     Args:
-        obstacle: why no seam of the engine fits, or None.
+        obstacle: why no seam of the engine fits, or None. With one, the setting ``auto`` cannot
+            tell and asks for its seam.
         platform: name of the platform that the engine runs on; asked only without an obstacle.
     """
     hooks = []
     for name, seam in seams.items():
         value = _setting(name)
         if value is False:
-            hook = Hook(name, False, f"switched off in the settings ({name}: false)")
+            reason = f"switched off in the settings ({name}: false)"
+            hook = Hook(name, False, reason, wanted=False)
         elif obstacle:
             hook = Hook(name, False, obstacle)
         elif value == "auto" and not seam.auto():
-            hook = Hook(name, False, f"switched off here ({name}: auto)")
+            hook = Hook(name, False, f"switched off here ({name}: auto)", wanted=False)
         elif (found := platform()) not in seam.platforms:
             expected = " or ".join(seam.platforms)
             hook = Hook(name, False, f"expected the platform {expected}, found {found}")
@@ -49,15 +51,6 @@ def install(
             hook = seam.fill()
         hooks.append(report.record_hook(hook))
     return hooks
-
-
-def wanted(seams: Mapping[str, Seam], name: str, obstacle: str | None) -> bool:
-    """Whether the settings ask for the seam ``name``; with an obstacle, ``auto`` cannot tell and
-    asks."""
-    value = _setting(name)
-    if value == "auto":
-        return obstacle is not None or seams[name].auto()
-    return bool(value)
 
 
 def lacking(wanted: Mapping[Any, Iterable[str]]) -> list[str]:

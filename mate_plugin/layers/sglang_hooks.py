@@ -33,11 +33,6 @@ def install() -> list[Hook]:
     return seams.install(SEAMS, unsupported(), sglang_release.platform)
 
 
-def wanted(name: str) -> bool:
-    """Whether the settings ask for the hook ``name`` (section.field)."""
-    return seams.wanted(SEAMS, name, unsupported())
-
-
 def unsupported() -> str | None:
     """Why no hook fits this SGLang or this machine, or None."""
     return sglang_release.obstacle() or seams.core_obstacle()

@@ -22,11 +22,6 @@ def install() -> list[Hook]:
     return seams.install(SEAMS, unsupported(), _platform)
 
 
-def wanted(name: str) -> bool:
-    """Whether the settings ask for the hook ``name`` (section.field)."""
-    return seams.wanted(SEAMS, name, unsupported())
-
-
 def unsupported() -> str | None:
     """Why no hook fits this vLLM or this machine, or None."""
     if reason := vllm_release.obstacle():
