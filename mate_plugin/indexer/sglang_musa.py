@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mate_plugin.indexer import sglang_indexer
-from mate_plugin.layers import seams, sglang_release
+from mate_plugin.layers import sglang_release
 from mate_plugin.report import Hook
 
 NAME = "sglang.indexer"
@@ -12,8 +12,6 @@ TARGETS = (*sglang_indexer.TARGETS, *sglang_indexer.GPU_TARGETS)
 
 def install() -> Hook:
     """Give ``Indexer`` a ``forward_musa``, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(NAME, False, sglang_release.lacks(absent))
     from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

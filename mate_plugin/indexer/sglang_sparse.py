@@ -10,7 +10,7 @@ import torch
 
 from mate_plugin.indexer import sglang_indexer, sglang_mla, sglang_scores, sparse_layer
 from mate_plugin.indexer.sglang_mla import BACKEND
-from mate_plugin.layers import seams, sglang_release
+from mate_plugin.layers import sglang_release
 from mate_plugin.layers.linear import dequantise_blocks
 from mate_plugin.layers.sglang_attention import register
 from mate_plugin.report import Hook
@@ -38,8 +38,6 @@ TARGETS = (
 
 def install() -> Hook:
     """Register backend and indexer, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(NAME, False, sglang_release.lacks(absent))
     try:
         what = sparse_layer.describe()
     except NotImplementedError as error:

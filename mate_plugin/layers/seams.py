@@ -17,15 +17,20 @@ class Seam:
     """How to fill one seam, and the platforms of the engine on which it is filled.
 
     auto: whether the setting ``auto`` means yes here.
+    targets: dotted names of the engine that ``fill`` and what it installs rely on.
     """
 
     fill: Callable[[], Hook]
     platforms: tuple[str, ...] = ("cpu",)
     auto: Callable[[], bool] = lambda: False
+    targets: tuple[str, ...] = ()
 
 
 def install(
-    seams: Mapping[str, Seam], obstacle: str | None, platform: Callable[[], str]
+    seams: Mapping[str, Seam],
+    obstacle: str | None,
+    platform: Callable[[], str],
+    engine: str,
 ) -> list[Hook]:
     """Try each seam (named section.field of the settings) and return what became of it.
 
@@ -33,6 +38,7 @@ def install(
         obstacle: why no seam of the engine fits, or None. With one, the setting ``auto`` cannot
             tell and asks for its seam.
         platform: name of the platform that the engine runs on; asked only without an obstacle.
+        engine: its name and version, for the line about targets that are not there.
     """
     hooks = []
     for name, seam in seams.items():
@@ -47,6 +53,8 @@ def install(
         elif (found := platform()) not in seam.platforms:
             expected = " or ".join(seam.platforms)
             hook = Hook(name, False, f"expected the platform {expected}, found {found}")
+        elif absent := _unresolved(seam.targets):
+            hook = Hook(name, False, f"{engine} lacks {', '.join(absent)}")
         else:
             hook = seam.fill()
         hooks.append(report.record_hook(hook))
@@ -61,17 +69,6 @@ def lacking(wanted: Mapping[Any, Iterable[str]]) -> list[str]:
         for name in names
         if not hasattr(owner, name)
     ]
-
-
-def unresolved(targets: Iterable[str]) -> list[str]:
-    """Dotted names that do not lead to anything in this installation."""
-    absent = []
-    for target in targets:
-        try:
-            pkgutil.resolve_name(target)
-        except (ImportError, AttributeError, ValueError):
-            absent.append(target)
-    return absent
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -94,3 +91,14 @@ def core_obstacle() -> str | None:
 def _setting(name: str) -> object:
     section, _, field = name.partition(".")
     return getattr(getattr(settings(), section), field)
+
+
+def _unresolved(targets: Iterable[str]) -> list[str]:
+    """Those that do not lead to anything in this installation."""
+    absent = []
+    for target in targets:
+        try:
+            pkgutil.resolve_name(target)
+        except (ImportError, AttributeError, ValueError):
+            absent.append(target)
+    return absent

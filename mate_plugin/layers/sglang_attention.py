@@ -17,7 +17,7 @@ import torch
 
 from mate_plugin import report
 from mate_plugin.indexer.sglang_step import build_step
-from mate_plugin.layers import attention, seams, sglang_pool, sglang_release
+from mate_plugin.layers import attention, sglang_pool
 from mate_plugin.layers.plan import implementation
 from mate_plugin.report import Hook
 
@@ -39,8 +39,6 @@ TARGETS = (
 
 def install() -> Hook:
     """Register the attention backend, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(NAME, False, sglang_release.lacks(absent))
     try:
         impl, reason = implementation("sparse_mla", "cpu")
     except NotImplementedError as error:

@@ -17,20 +17,23 @@ from mate_plugin.report import Hook
 
 GPUS = ("cuda", "musa")
 SEAMS = {
-    sglang_moe.NAME: Seam(sglang_moe.install, (MATE_CPU, *GPUS), sglang_moe.wanted_by_default),
-    sglang_linear.NAME: Seam(sglang_linear.install, (MATE_CPU,), on_mate_cpu),
-    sglang_shards.NAME: Seam(sglang_shards.install, (MATE_CPU,), on_mate_cpu),
-    sglang_attention.NAME: Seam(sglang_attention.install, (MATE_CPU,), on_mate_cpu),
-    sglang_sparse.NAME: Seam(sglang_sparse.install, (MATE_CPU,), on_mate_cpu),
-    sglang_musa.NAME: Seam(sglang_musa.install, ("musa",), on_musa),
-    sglang_scores.NAME: Seam(sglang_scores.install, GPUS, on_musa),
-    sglang_moe.DEEP_GEMM: Seam(sglang_moe.install_as_deep_gemm, GPUS),
+    sglang_moe.NAME: Seam(
+        sglang_moe.install, (MATE_CPU, *GPUS), sglang_moe.wanted_by_default, sglang_moe.TARGETS
+    ),
+    **{
+        one.NAME: Seam(one.install, (MATE_CPU,), on_mate_cpu, one.TARGETS)
+        for one in (sglang_linear, sglang_shards, sglang_attention, sglang_sparse)
+    },
+    sglang_musa.NAME: Seam(sglang_musa.install, ("musa",), on_musa, sglang_musa.TARGETS),
+    sglang_scores.NAME: Seam(sglang_scores.install, GPUS, on_musa, sglang_scores.TARGETS),
+    sglang_moe.DEEP_GEMM: Seam(sglang_moe.install_as_deep_gemm, GPUS, targets=sglang_moe.TARGETS),
 }
 
 
 def install() -> list[Hook]:
     """Try each hook and return what became of it."""
-    return seams.install(SEAMS, unsupported(), sglang_release.platform)
+    engine = f"SGLang {sglang_release.version()}"
+    return seams.install(SEAMS, unsupported(), sglang_release.platform, engine)
 
 
 def unsupported() -> str | None:

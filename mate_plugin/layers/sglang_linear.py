@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from mate_plugin.config import settings
-from mate_plugin.layers import seams, sglang_release
 from mate_plugin.layers.linear import block_linear, check_scale, note_layer, resolve_activation
 from mate_plugin.layers.plan import BLOCKS, block_of, implementation, phrase
 from mate_plugin.report import Hook
@@ -25,8 +24,6 @@ TARGETS = (
 
 def install() -> Hook:
     """Make the method known to SGLang, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(NAME, False, sglang_release.lacks(absent))
     try:
         block_of(settings().scale_granularity)
         impl, reason = implementation("batched_gemm", "cpu")

@@ -10,7 +10,7 @@ from typing import Any
 
 from mate_plugin import report
 from mate_plugin.kernels import select
-from mate_plugin.layers import seams, sglang_release
+from mate_plugin.layers import sglang_release
 from mate_plugin.layers.configured import plan_for
 from mate_plugin.layers.sglang_release import on_mate_cpu
 from mate_plugin.layers.weights import shape_name, weight_bits
@@ -47,27 +47,15 @@ def wanted_by_default() -> bool:
 
 def install() -> Hook:
     """Register the runner backend and its methods, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(NAME, False, sglang_release.lacks(absent))
-    try:
-        plan = plan_for(_device_type())
-    except (ValueError, NotImplementedError) as error:
-        return Hook(NAME, False, str(error))
-    _register_core(BACKEND)
-    _hook_methods()
-    return Hook(NAME, True, f"--moe-runner-backend {BACKEND}: {plan.describe()}")
+    hook = _offer(NAME, BACKEND)
+    if hook.installed:
+        _hook_methods()
+    return hook
 
 
 def install_as_deep_gemm() -> Hook:
     """Register our core for the runner backend deep_gemm too, or say what stands against it."""
-    if absent := seams.unresolved(TARGETS):
-        return Hook(DEEP_GEMM, False, sglang_release.lacks(absent))
-    try:
-        plan = plan_for(_device_type())
-    except (ValueError, NotImplementedError) as error:
-        return Hook(DEEP_GEMM, False, str(error))
-    _register_core("deep_gemm")
-    return Hook(DEEP_GEMM, True, f"--moe-runner-backend deep_gemm: {plan.describe()}")
+    return _offer(DEEP_GEMM, "deep_gemm")
 
 
 def is_chosen() -> bool:
@@ -145,6 +133,15 @@ def core_class() -> Any:
             return run(self.plan, dispatch_output, quant_info, runner_config)
 
     return MateRunnerCore
+
+
+def _offer(name: str, backend: str) -> Hook:
+    try:
+        plan = plan_for(_device_type())
+    except (ValueError, NotImplementedError) as error:
+        return Hook(name, False, str(error))
+    _register_core(backend)
+    return Hook(name, True, f"--moe-runner-backend {backend}: {plan.describe()}")
 
 
 def _register_core(name: str) -> None:

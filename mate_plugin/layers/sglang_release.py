@@ -29,11 +29,6 @@ def obstacle() -> str | None:
     return None
 
 
-def lacks(targets: list[str]) -> str:
-    """The line for hook targets that are not there."""
-    return f"SGLang {version()} lacks {', '.join(targets)}"
-
-
 def platform() -> str:
     """Name of the platform that SGLang runs on: mate_cpu, cuda, musa, unknown, ..."""
     from sglang.srt.platforms import current_platform

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mate_plugin.layers import seams, sglang_release
 from mate_plugin.report import Hook
 
 NAME = "sglang.shards"
 _PAD = "sglang.srt.configs.update_config.adjust_config_with_unaligned_cpu_tp"
+TARGETS = (_PAD,)
 
 
 def install() -> Hook:
-    """Leave the padding out, or say what stands against it."""
-    if absent := seams.unresolved((_PAD,)):
-        return Hook(NAME, False, sglang_release.lacks(absent))
+    """Leave the padding out."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(_PAD, unpadded, HookType.REPLACE)

@@ -19,7 +19,7 @@ SEAMS = {
 
 def install() -> list[Hook]:
     """Try each hook and return what became of it."""
-    return seams.install(SEAMS, unsupported(), _platform)
+    return seams.install(SEAMS, unsupported(), _platform, "vLLM")
 
 
 def unsupported() -> str | None:

@@ -283,5 +283,5 @@ def only(hooks: ModuleType) -> Any:
     from mate_plugin.layers import seams, sglang_release
 
     wanted = {SEAM: hooks.SEAMS[SEAM]}
-    (hook,) = seams.install(wanted, None, sglang_release.platform)
+    (hook,) = seams.install(wanted, None, sglang_release.platform, "SGLang")
     return hook
