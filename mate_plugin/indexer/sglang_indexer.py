@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from mate_plugin import report
-from mate_plugin.indexer import dump
 from mate_plugin.indexer.sglang_scores import num_processors
 from mate_plugin.indexer.sparse_layer import (
     INDEXER,
     indexer_shape,
     logits_budget,
     note_layer,
+    note_selection,
     select_tokens,
     write_keys,
 )
@@ -148,8 +147,8 @@ def _on_cpu(
     pool, step = get_token_to_kv_pool(), metadata.step
     keys = pool.get_index_k_with_scale_buffer(layer_id=layer_id)
     keys = keys.view(-1, pool.index_page_size, indexer.head_dim + FLOAT32_BYTES)
+    write_keys(step, k, keys)
     if not return_indices:
-        write_keys(step, k, keys)
         return None
     codes, scale = per_token_group_quant_fp8(
         q.contiguous(), indexer.block_size, ue8m0=indexer.scale_fmt is not None
@@ -159,13 +158,11 @@ def _on_cpu(
     fits = codes.shape[0] * columns * FLOAT32_BYTES <= logits_budget()
     name = f"layers.{layer_id}"
     if forward_batch.forward_mode.is_decode() and fits:
-        write_keys(step, k, keys)
         topk = indexer._get_topk_paged(forward_batch, layer_id, codes, weights, metadata)
-        report.layer_called(INDEXER, indexer_shape(indexer.head_dim, indexer.index_topk))
-        dump.selection(name, step, topk)
+        note_selection(step, topk, indexer.head_dim, name)
         return topk  # type: ignore[no-any-return]
     topk = torch.empty(codes.shape[0], indexer.index_topk, dtype=torch.int32)
-    select_tokens(step, codes, k, weights.squeeze(-1), keys, indexer.index_topk, topk, name)
+    select_tokens(step, codes, weights.squeeze(-1), keys, indexer.index_topk, topk, name)
     return topk
 
 

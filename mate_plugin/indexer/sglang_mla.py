@@ -8,16 +8,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-
 from mate_plugin.indexer.sglang_scores import num_processors
 from mate_plugin.indexer.sglang_step import Step, build_step
 from mate_plugin.indexer.sparse_layer import ATTENTION, attend, attention_shape, note_layer
 from mate_plugin.kernels.mqa_logits import get_paged_mqa_logits_metadata
 from mate_plugin.kernels.topk import top_k
+from mate_plugin.layers.attention import CACHE_DTYPES
 
 BACKEND = "mate_dsa"
-CACHE_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @functools.cache
@@ -30,9 +28,13 @@ def metadata_class() -> Any:
 
         def __init__(self, step: Step, page_size: int) -> None:
             self.step = step
-            # Read by SGLang where one schedule serves all layers.
-            self.paged_mqa_schedule_metadata = get_paged_mqa_logits_metadata(
-                step.seq_lens, page_size, num_processors()
+            self.page_size = page_size
+
+        @functools.cached_property
+        def paged_mqa_schedule_metadata(self):
+            # One for all layers; SGLang reads it where it selects for single tokens only.
+            return get_paged_mqa_logits_metadata(
+                self.step.seq_lens, self.page_size, num_processors()
             )
 
         def get_seqlens_int32(self):

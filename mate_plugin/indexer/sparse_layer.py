@@ -47,7 +47,8 @@ def note_layer(kind: str, shape: str) -> None:
 def write_keys(batch: Batch, k: torch.Tensor, kv_cache: torch.Tensor) -> None:
     """Quantise ``k`` (T, D) with a power-of-two scale per token and write it into the cache.
 
-    ``kv_cache`` is uint8 (num_blocks, block, D + 4), a block's codes before its scales.
+    ``k`` is of 16 bits or float32, ``kv_cache`` uint8 (num_blocks, block, D + 4), a block's codes
+    before its scales.
     """
     quant_and_write_k(k, kv_cache, batch.slot_mapping, ue8m0=True)
 
@@ -55,19 +56,17 @@ def write_keys(batch: Batch, k: torch.Tensor, kv_cache: torch.Tensor) -> None:
 def select_tokens(
     batch: Batch,
     q: torch.Tensor,
-    k: torch.Tensor,
     weights: torch.Tensor,
     kv_cache: torch.Tensor,
     topk: int,
     out: torch.Tensor,
     layer: str,
 ) -> None:
-    """Write the keys of this step into the cache, then the best ``topk`` tokens of each query.
+    """Select the best ``topk`` tokens for each query, once the keys of the step are written.
 
     Args:
         batch: the step.
         q: FP8 (T, heads, D); its scales are part of ``weights``.
-        k: 16 bit or float32 (T, D), quantised here with a power-of-two scale per token.
         weights: float32 (T, heads).
         kv_cache: uint8 (num_blocks, block, D + 4), a block's codes before its scales.
         topk: tokens to select for each query, among those up to its own.
@@ -80,7 +79,6 @@ def select_tokens(
             settings is too small for one row.
     """
     rows = out[: q.shape[0]]
-    write_keys(batch, k, kv_cache)
     kernel.index_topk(
         q,
         kv_cache,
@@ -92,8 +90,14 @@ def select_tokens(
         budget=logits_budget(),
         out=rows,
     )
-    report.layer_called(INDEXER, indexer_shape(q.shape[2], topk))
-    dump.selection(layer, batch, rows)
+    note_selection(batch, rows, q.shape[2], layer)
+
+
+def note_selection(batch: Batch, indices: torch.Tensor, depth: int, layer: str) -> None:
+    """Count one run of an indexer with keys of ``depth`` numbers, and dump the (T, topk) tokens
+    that it selected where the settings ask for it."""
+    report.layer_called(INDEXER, indexer_shape(depth, indices.shape[1]))
+    dump.selection(layer, batch, indices)
 
 
 def attend(

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from mate_plugin.indexer.sparse_layer import INDEXER, indexer_shape, note_layer, select_tokens
+from mate_plugin.indexer.sparse_layer import (
+    INDEXER,
+    indexer_shape,
+    note_layer,
+    select_tokens,
+    write_keys,
+)
 from mate_plugin.kernels.quant import per_token_group_quant_fp8
 
 OP = "mate_sparse_attn_indexer"
@@ -64,7 +70,8 @@ def define_op() -> None:
             return
         cache = context.no_compile_layers[name].kv_cache
         batch = context.attn_metadata[name]
-        select_tokens(batch, q, k, weights, cache, topk, topk_indices_buffer, name)
+        write_keys(batch, k, cache)
+        select_tokens(batch, q, weights, cache, topk, topk_indices_buffer, name)
 
     def fake(q, k, weights, topk_indices_buffer, topk, layer_name) -> None:
         return None
