@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_oracle import MoeWeights, MoeWeights16, moe, moe_rows
 
-from mate_plugin.layers.experts import Experts, apply_experts
+from mate_plugin.layers.experts import Experts
+from mate_plugin.layers.experts_ops import apply_experts
 from mate_plugin.layers.plan import MODES, from_key, plan_experts
 
 E, H, I = 6, 136, 200  # noqa: E741

@@ -14,8 +14,6 @@ from mate_plugin.layers.grouped import Rows
 from mate_plugin.layers.plan import plan_experts
 from mate_plugin.layers.weights import check_weights, shape_name, weight_bits
 
-__all__ = ["Experts", "apply_batched_experts", "apply_experts", "check_weights", "shape_name"]
-
 
 class Experts:
     """Experts of one MoE layer; everything that can be chosen ahead is chosen here, once.

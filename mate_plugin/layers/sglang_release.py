@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
+from mate_plugin import findings
 from mate_plugin.layers.seams import release
 
 TESTED = ((0, 5, 23),)
@@ -12,10 +11,7 @@ MATE_CPU = "mate_cpu"
 
 def version() -> str | None:
     """Version of the installed SGLang, or None."""
-    try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return findings.version("sglang")
 
 
 def obstacle() -> str | None:

@@ -13,13 +13,9 @@ import torch
 
 from mate_plugin import report
 from mate_plugin.layers.configured import plan_for
-from mate_plugin.layers.experts import (
-    apply_batched_experts,
-    apply_experts,
-    check_weights,
-    shape_name,
-)
+from mate_plugin.layers.experts_ops import apply_batched_experts, apply_experts
 from mate_plugin.layers.plan import BLOCKS
+from mate_plugin.layers.weights import check_weights, shape_name
 
 # What vLLM hands to `apply`; another set means another contract.
 APPLY_ARGUMENTS = {
