@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def prompts(lengths: Sequence[int] = PROMPT_LENGTHS, seed: int = 7) -> list[list
     """The same token ids in each process."""
     chance = random.Random(seed)
     return [[chance.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(n)] for n in lengths]
+
+
+def cores_of_each(processes: int) -> str:
+    """The list by which an engine gives each process its own cores, where there are enough."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // processes)
+    parts = [(cores * processes)[share * i : share * (i + 1)] for i in range(processes)]
+    return "|".join(",".join(map(str, part)) for part in parts)
 
 
 class EngineServer:
@@ -103,6 +112,15 @@ class EngineServer:
             except subprocess.TimeoutExpired:
                 continue
         self.process.wait(timeout=10)
+
+    def ask(self, prompt: list[int]) -> Answer:
+        """Greedy completion of a prompt of token ids."""
+        raise NotImplementedError
+
+    def ask_all(self, questions: Sequence[list[int]], clients: int) -> list[Answer]:
+        """The answers to ``questions``, asked by so many clients at the same time."""
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(self.ask, questions))
 
     def client(self):
         from openai import OpenAI

@@ -43,11 +43,11 @@ class SglangServer(EngineServer):
         )
         return json.load(urllib.request.urlopen(request, timeout=300))
 
-    def ask(self, prompt: list[int], new_tokens: int = NEW_TOKENS) -> Answer:
+    def ask(self, prompt: list[int]) -> Answer:
         """Greedy completion of a prompt of token ids."""
         reply = self.generate(
             input_ids=prompt,
-            sampling_params={"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True},
+            sampling_params={"max_new_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True},
             return_logprob=True,
             top_logprobs_num=5,
         )

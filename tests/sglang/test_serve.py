@@ -8,12 +8,11 @@ import json
 import os
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from engine_server import NEW_TOKENS, Answer, prompts, read_reports
+from engine_server import NEW_TOKENS, Answer, cores_of_each, prompts, read_reports
 from judging import NEAR_TIE, divergences, judge
 from served_models import HALVES, write_twins
 from sglang_server import SglangServer
@@ -29,6 +28,8 @@ QWEN, DEEPSEEK, SPARSE = "qwen3-moe", "deepseek-v3", "deepseek-v3.2"
 # What is served of each family: Qwen in bf16, which SGLang's own path can compute too.
 QUANT = {QWEN: "bf16", DEEPSEEK: "fp8", SPARSE: "fp8"}
 FAMILIES = tuple(QUANT)
+# SGLang wants a NUMA node for each rank where their cores are not named.
+TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": cores_of_each(2)}
 # Generated one by one, and read as a prompt.
 REREAD = 0.005
 # Mean differences of logprobs. A scale that is wrong by 5% moves them by 0.1; keys on the edge of
@@ -65,13 +66,12 @@ def serve(twins, tmp_path_factory):
         work = root / "-".join((family, *options)).replace("/", "-")
         work.mkdir()
         env = {"MATE_PLUGIN_STRICT": "1", "MATE_PLUGIN_REPORT": str(work / "reports")}
-        env |= two_ranks() if "--tp-size" in options else {}
+        env |= TWO_RANKS if "--tp-size" in options else {}
         server = SglangServer(twins[family][QUANT[family]], work / "log", *options, env=env)
         try:
             server.wait()
             begin = time.monotonic()
-            with ThreadPoolExecutor(CLIENTS) as pool:
-                answers = list(pool.map(server.ask, prompts()))
+            answers = server.ask_all(prompts(), CLIENTS)
             alone = [server.ask(prompt) for prompt in prompts()[::3]]
             reread = [
                 difference
@@ -156,8 +156,7 @@ def test_tokens_are_those_of_vllm_with_the_plugin(serve, twins, tmp_path, family
     )
     try:
         server.wait()
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            vllm = list(pool.map(server.ask, prompts()))
+        vllm = server.ask_all(prompts(), CLIENTS)
     finally:
         server.stop()
     lines, gaps, mean = divergences(vllm, serve(family).answers, prompts())
@@ -196,8 +195,7 @@ def own_path(twins, root: Path, env: dict[str, str]) -> Run:
     server = SglangServer(twins[QWEN]["bf16"], work / "log", *options, env=variables | env)
     try:
         server.wait()
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            answers = list(pool.map(server.ask, prompts()))
+        answers = server.ask_all(prompts(), CLIENTS)
         return Run(answers, [], [], "", {}, read_reports(work / "reports"), server.text())
     finally:
         server.stop()
@@ -309,17 +307,9 @@ def test_two_ranks_serve_the_same_tokens(serve, family):
 
 def test_layers_that_do_not_split_are_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "model", DEEPSEEK, size="tiny")
-    server = SglangServer(folder, tmp_path / "log", "--tp-size", "2", env=two_ranks())
+    server = SglangServer(folder, tmp_path / "log", "--tp-size", "2", env=TWO_RANKS)
     try:
         assert server.ended() != 0
     finally:
         server.stop()
     assert "64 is not divisible by weight quantization block_n = 128" in server.text()
-
-
-def two_ranks() -> dict[str, str]:
-    """The setting by which SGLang gives each of two processes its cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    half = max(1, len(cores) // 2)
-    first, second = cores[:half], cores[half:] or cores
-    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, c)) for c in (first, second))}

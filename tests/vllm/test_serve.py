@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +73,7 @@ def serve(twins, tmp_path_factory):
         try:
             server.wait()
             begin = time.monotonic()
-            with ThreadPoolExecutor(4) as pool:
-                answers = list(pool.map(server.ask, prompts()))
+            answers = server.ask_all(prompts(), 4)
             chat = server.chat("Tell me something.")
             asked = time.monotonic() - begin
             reports = read_reports(counts)

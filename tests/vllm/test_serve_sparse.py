@@ -9,7 +9,6 @@ import json
 import time
 import urllib.request
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,9 +104,8 @@ def serve(twins, chosen, tmp_path_factory):
             alone = [server.ask(prompt) for prompt in questions(ALONE)] if dumps else []
             if dumps:
                 (chosen / "all").rename(chosen / "alone")
-            with ThreadPoolExecutor(len(LENGTHS)) as pool:
-                answers = list(pool.map(server.ask, questions()))
-                again = list(pool.map(server.ask, questions()[::4])) if PREFIX in options else []
+            answers = server.ask_all(questions(), len(LENGTHS))
+            again = server.ask_all(questions()[::4], len(LENGTHS)) if PREFIX in options else []
             asked = time.monotonic() - begin
             cached = metric(server, "vllm:prefix_cache_hits_total")
             reports = read_reports(counts)

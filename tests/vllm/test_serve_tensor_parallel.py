@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from engine_server import NEW_TOKENS, Answer, prompts, read_reports
+from engine_server import NEW_TOKENS, Answer, cores_of_each, prompts, read_reports
 from judging import NEAR_TIE, divergences
 from served_models import (
     HALVES,
@@ -58,7 +56,7 @@ def serve(tmp_path_factory):
         folder = write_twins(root, family, HALVES[family])["fp8"]
         vary_scales(folder)
         selections = root / "selections"
-        env = {"VLLM_CPU_OMP_THREADS_BIND": cores_of_each(), "MATE_PLUGIN_STRICT": "1"}
+        env = {"VLLM_CPU_OMP_THREADS_BIND": cores_of_each(PROCESSES), "MATE_PLUGIN_STRICT": "1"}
         env["MATE_PLUGIN_DUMP_SELECTIONS"] = str(selections)
         with ExitStack() as stack:
             # Both start at once: for the most part each imports, on one core.
@@ -69,14 +67,6 @@ def serve(tmp_path_factory):
             return Pair(folder, *answers, read_reports(root / "split" / "reports"), selections)
 
     return run
-
-
-def cores_of_each() -> str:
-    """The setting that gives each process its own cores, where there are enough."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // PROCESSES)
-    parts = [(cores * PROCESSES)[share * i : share * (i + 1)] for i in range(PROCESSES)]
-    return "|".join(",".join(map(str, part)) for part in parts)
 
 
 def start(stack: ExitStack, model: Path, home: Path, env: dict[str, str], *options: str) -> Server:
@@ -92,8 +82,7 @@ def asked(server: Server) -> list[Answer]:
     """The answers of a server, once it is ready."""
     server.wait()
     begin = time.monotonic()
-    with ThreadPoolExecutor(len(prompts())) as pool:
-        answers = list(pool.map(server.ask, prompts()))
+    answers = server.ask_all(prompts(), len(prompts()))
     seconds = time.monotonic() - begin
     name = server.log.parent.name
     print(f"\n{name}: waited {server.started_s:.0f} s, answered in {seconds:.0f} s")
