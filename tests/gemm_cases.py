@@ -7,11 +7,11 @@ rounded once to the type of the output (half a unit in the last place).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from examples import examples
 from hypothesis import HealthCheck, settings
 
 from mate_plugin.kernels.reference.gemm import Operand, split
@@ -25,9 +25,8 @@ SENTINEL = 77.0
 # Relative and absolute half unit in the last place.
 _ROUNDING = {BF16: (2**-8, 0), FP16: (2**-11, 2**-25), F32: (2**-24, 0), E4M3: (2**-4, 2**-10)}
 
-EXAMPLES = int(os.environ.get("MATE_TEST_EXAMPLES", "150"))
 cases = settings(
-    max_examples=EXAMPLES,
+    max_examples=examples(150),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

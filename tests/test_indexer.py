@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from indexer_cases import E4M3_NAN, PagedCase, flat_case, fuse_cache, paged_case
@@ -35,7 +32,7 @@ def lens_and_next_n(draw: st.DrawFn) -> tuple[list, int]:
     return draw(st.lists(row, min_size=batch, max_size=batch)), next_n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=seeds,
     shape=lens_and_next_n(),
@@ -224,7 +221,7 @@ def test_lengths_past_the_table_or_the_result_count_as_not_visible():
     assert out[0, 128:].eq(-INF).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=seeds,
     rows=st.integers(1, 40),
@@ -238,7 +235,7 @@ def test_flat_logits_match_the_oracle(seed, rows, tokens, heads, depth, q_dtype,
     flat_case(seed, rows, tokens, heads, depth, q_dtype, k_dtype).check()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(seed=seeds, rows=st.integers(1, 20), tokens=st.integers(1, 150), spare=st.integers(0, 5))
 def test_compressed_logits_are_the_visible_ones_from_the_left(seed, rows, tokens, spare):
     case = flat_case(seed, rows, tokens)
@@ -291,7 +288,7 @@ def test_flat_logits_equal_paged_ones():
     assert torch.equal(flat.run(), case.run())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     lens=st.lists(st.integers(-3, 3000), max_size=40),
     block=st.sampled_from([16, 64, 256]),
@@ -363,27 +360,3 @@ def test_calls_are_counted():
     after = {row["op"]: row["calls"] for row in library.counters()}
     for op in ("paged_mqa_metadata", "paged_mqa_logits", "mqa_logits"):
         assert after[op] == before.get(op, 0) + 1
-
-
-SCALAR = """
-import torch
-from indexer_cases import flat_case, paged_case
-from mate_plugin.kernels import library
-assert library.isa() == "scalar"
-paged_case(1, [[5, 90, 1], [64, 0, 130]], 3, 5, 48, dtype=torch.float8_e5m2).check()
-paged_case(2, [200], 2, 8, 128).check()
-flat_case(3, 5, 70, 6, 16, k_dtype=torch.float8_e5m2).check()
-case = paged_case(11, [100], 2, 6)
-case.cache.view(-1, 64 * 36)[case.block_table[0, 1], 3 * 32 + 31] = 0xff
-case.q.view(torch.uint8)[0, 1, 4, 9] = 0x7f
-out = case.run()
-assert out[0].isnan().nonzero().flatten().tolist() == [67]
-assert out[1].isnan().all()
-"""
-
-
-def test_the_scalar_kernels_match_the_oracle():
-    env = {**os.environ, "MATE_PLUGIN_ISA": "scalar"}
-    subprocess.run(
-        [sys.executable, "-c", SCALAR], check=True, env=env, cwd=Path(__file__).parent, timeout=120
-    )

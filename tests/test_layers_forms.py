@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_oracle import MoeWeights, MoeWeights16, moe, moe_rows
@@ -28,7 +29,7 @@ KINDS = {
     "16x16 half": ("fp16", "bf16", FP16),
 }
 FACTOR = 2.7
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=examples(40), deadline=None)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_mode = pytest.mark.parametrize("mode", MODES)
 

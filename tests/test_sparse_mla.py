@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_mla_cases import BF16, F16, Case, case
@@ -19,7 +16,6 @@ from mate_plugin.kernels import library
 from mate_plugin.kernels.checks import set_index_checks
 
 INF, NAN = float("inf"), float("nan")
-EXAMPLES = int(os.environ.get("MATE_TEST_EXAMPLES", "80"))
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     tokens=st.integers(0, 5),
@@ -381,13 +377,3 @@ def test_calls_are_counted():
     case(22).run()
     after = {row["op"]: row["calls"] for row in library.counters()}
     assert after["sparse_mla"] == before.get("sparse_mla", 0) + 1
-
-
-@pytest.mark.parametrize("isa", [x for x in library.available_isas() if x != library.isa()])
-def test_other_instruction_sets(isa):
-    env = {**os.environ, "MATE_PLUGIN_ISA": isa, "MATE_TEST_EXAMPLES": "40"}
-    skip = "not model_shapes and not long and not other and not wrong"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-k", skip, str(Path(__file__))]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -6,6 +6,9 @@
 
 namespace mate::cpu {
 
+namespace avx512 {
+extern const Kernels kKernels;
+}
 namespace avx2 {
 extern const Kernels kKernels;
 }
@@ -22,13 +25,20 @@ bool has_avx2() {
          __builtin_cpu_supports("f16c");
 }
 
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512cd");
+}
+
 struct Choice {
   const Kernels* kernels;
   bool (*supported)();
 };
 
 // Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
-constexpr Choice kChoices[] = {{&avx2::kKernels, has_avx2}, {&scalar::kKernels, always}};
+constexpr Choice kChoices[] = {
+    {&avx512::kKernels, has_avx512}, {&avx2::kKernels, has_avx2}, {&scalar::kKernels, always}};
 
 const std::string& names(bool only_supported) {
   auto join = [](bool supported_only) {

@@ -1,6 +1,7 @@
 // Vectors of float32 for AVX2 + FMA + F16C. Included inside the namespace of the instruction set.
 
 constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
 using Vec = __m256;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
@@ -13,8 +14,13 @@ inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec absolute(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline Vec nearest(Vec x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec where_negative(Vec x, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, x); }
 
 // Sums of the lanes of four vectors; the order of additions is the same for each.
 inline void reduce4(const Vec (&v)[4], float (&sums)[4]) {
@@ -131,9 +137,6 @@ inline void transpose16(const char* rows, int64_t row_stride, char (&to)[16][16]
   for (int i = 0; i < 16; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(to[i]), x[i]);
 }
 
-inline Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline Vec where_negative(Vec x, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, x); }
-
 // Numbers that are not negative, compared as integers: NaN is larger than any other.
 inline Vec larger(Vec a, Vec b) {
   return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
@@ -144,27 +147,16 @@ inline float largest(Vec x) {
   return _mm256_cvtss_f32(larger(x, _mm256_permute_ps(x, 0xb1)));
 }
 
-// e^x within 1.1 units in the last place, for all x: x = n ln2 + r, and 2^n in two factors so that
-// results reach from the subnormals to infinity.
-inline Vec exponential(Vec x) {
-  // Beyond these the result is 0 or infinite; the order of operands lets NaN pass.
-  x = minimum(set1(89.0f), maximum(set1(-104.0f), x));
-  Vec n = _mm256_round_ps(mul(x, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Vec r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  // Minimax of (e^r - 1 - r) / r^2 on |r| <= ln2 / 2.
-  Vec q = fma(set1(0x1.6a2256p-10f), r, set1(0x1.123b02p-7f));
-  q = fma(q, r, set1(0x1.5558f8p-5f));
-  q = fma(q, r, set1(0x1.55549p-3f));
-  q = fma(q, r, set1(0x1.fffffcp-2f));
-  Vec e = fma(mul(r, r), q, add(r, set1(1.0f)));
-  __m256i power = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(power, 1);
+// In two factors: one would not reach the smallest results.
+inline Vec times_power(Vec x, Vec exponent) {
+  __m256i power = _mm256_cvtps_epi32(exponent), half = _mm256_srai_epi32(power, 1);
   auto two_to = [](__m256i k) {
     __m256i biased = _mm256_add_epi32(k, _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
   };
-  return mul(mul(e, two_to(half)), two_to(_mm256_sub_epi32(power, half)));
+  return mul(mul(x, two_to(half)), two_to(_mm256_sub_epi32(power, half)));
 }
+#include "cpu/exponential.inl"
 
 // Codes of encode_e4m3 / encode_e5m2 for one vector.
 template <DType type>

@@ -2,6 +2,7 @@
 // cross-check. Included inside the namespace of the instruction set.
 
 constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
 struct Vec {
   float x[kLanes];
 };

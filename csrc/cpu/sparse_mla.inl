@@ -158,18 +158,21 @@ struct MlaWork {
       with_heads(u.heads - h, [&](auto heads) {
         constexpr int wide = kSums / heads();
         for (int64_t v = 0; v < vectors;) {
-          // Vectors are even in number: twos serve what is left.
-          const bool two = vectors - v < wide || vectors - v == wide + 1;
+          const int64_t left = vectors - v;
           const float* rows = tile + v * kLanes;
           float* values = state.values() + h * p.value_dim + v * kLanes;
-          if (two) {
-            add_rows<heads(), 2>(scores + h, lanes, rows, ld, count, decay + h, values,
-                                 p.value_dim);
+          auto add = [&](auto vecs) {
+            add_rows<heads(), vecs()>(scores + h, lanes, rows, ld, count, decay + h, values,
+                                      p.value_dim);
+            v += vecs();
+          };
+          if (left >= wide && left != wide + 1) {
+            add(std::integral_constant<int, wide>());
+          } else if (left > 1) {
+            add(std::integral_constant<int, 2>());
           } else {
-            add_rows<heads(), wide>(scores + h, lanes, rows, ld, count, decay + h, values,
-                                    p.value_dim);
+            add(std::integral_constant<int, 1>());
           }
-          v += two ? 2 : wide;
         }
       });
     }
