@@ -139,7 +139,7 @@ class Settings(_Section):
         default="auto",
         description="row alignment of each expert (per_token, psum_expert); auto packs on CPU",
     )
-    kernel: Literal["auto", "scalar", "avx2", "avx512"] = Field(
+    kernel: Literal["auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx"] = Field(
         default="auto", description="instruction set of the CPU kernels"
     )
     activation: Literal["auto", "bf16", "fp8"] = Field(

@@ -68,7 +68,7 @@ def _machine() -> Iterator[Finding]:
     fix = "" if supported else "the compiled core is built for Linux on x86-64"
     yield Finding("machine", "ok" if supported else "wrong", system, fix)
     fields = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.M))
-    known = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+    known = ("avx2", "fma", "f16c", "avx512f", "avx512vbmi", "avx512_bf16", "amx_tile", "amx_bf16")
     flags = [flag for flag in known if flag in fields.get("flags", "").split()]
     cores = len(os.sched_getaffinity(0))
     memory = re.search(r"MemAvailable:\s*(\d+)", _read("/proc/meminfo"))

@@ -1,3 +1,6 @@
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -6,6 +9,12 @@
 
 namespace mate::cpu {
 
+namespace amx {
+extern const Kernels kKernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 namespace avx512 {
 extern const Kernels kKernels;
 }
@@ -31,14 +40,34 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512cd");
 }
 
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+// Linux gives a process the tile registers when it asks; older kernels do not know the question.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // as <asm/prctl.h> names them
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx() {
+  static const bool has = has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
+                          __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  return has;
+}
+
 struct Choice {
   const Kernels* kernels;
   bool (*supported)();
 };
 
 // Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
-constexpr Choice kChoices[] = {
-    {&avx512::kKernels, has_avx512}, {&avx2::kKernels, has_avx2}, {&scalar::kKernels, always}};
+constexpr Choice kChoices[] = {{&amx::kKernels, has_amx},
+                               {&avx512_bf16::kKernels, has_avx512_bf16},
+                               {&avx512::kKernels, has_avx512},
+                               {&avx2::kKernels, has_avx2},
+                               {&scalar::kKernels, always}};
 
 const std::string& names(bool only_supported) {
   auto join = [](bool supported_only) {

@@ -1,24 +1,6 @@
 // Everything one instruction set offers. An instance file defines MATE_ISA (the namespace),
 // MATE_SIMD (its vector operations) and includes this.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
-#include "cache_params.h"
-#include "cpu/fp8.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
-#include "cpu/schedule.h"
-#include "indexer_params.h"
-#include "mla_params.h"
-#include "params.h"
-#include "piece_params.h"
-#include "topk_params.h"
+#include "cpu/prelude.h"
 
 // A namespace of its own for each instruction set: the linker must never merge their templates.
 namespace mate::cpu::MATE_ISA {
@@ -41,8 +23,6 @@ namespace {
 // clang-format on
 }  // namespace
 
-#define MATE_QUOTE_(x) #x
-#define MATE_QUOTE(x) MATE_QUOTE_(x)
 extern const Kernels kKernels;
 const Kernels kKernels{
     MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
