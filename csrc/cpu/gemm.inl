@@ -1,18 +1,22 @@
 // Grouped products out[r, n] = sum_k A[r, k] B[n, k]. Rows of A are decoded to float32 with every
 // scale folded in (those of A, and those of the columns of B at hand), so the inner loops pay
-// nothing per element for scales. B is decoded in registers for up to kRows rows of A, and once
-// into L1 for more.
+// nothing per element for scales. B is decoded in registers for up to kStreamRows
+// rows of A, and once into L1 for more.
 
 constexpr int64_t kDepth = 512;  // k range kept in cache at a time, a multiple of 128
-constexpr int64_t kLd =
-    kDepth + 16;  // apart in memory, so that rows fall into different cache sets
+// Apart in memory, so that rows fall into different cache sets; the last tile of a row of sums may
+// reach past its end.
+constexpr int64_t kLd = kDepth + 16, kLdc = kBlockN + 16;
+// Decoded columns of B that stay in L1 beside a tile of rows of A.
+constexpr int64_t kPanelCols = 2 * kCols;
+constexpr int64_t kBRows = 3 * kBand;
 
 // One unit of work: its operands, its buffers and the steps.
 struct GemmUnit {
   const GroupedGemm& p;
   const Unit& u;
   const Group& g;
-  float *a, *b, *c;  // [rows, kLd or k], [panel, kLd], [rows, kBlockN]
+  float *a, *b, *c;  // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
 
   // Scales of B by column cannot be folded into A: they go into B, or to the end where they do
   // not depend on k.
@@ -20,7 +24,8 @@ struct GemmUnit {
   bool scales_at_end() const { return scales_by_column() && p.b_scale.k_stride == 0; }
   bool scales_in_b() const { return scales_by_column() && !scales_at_end(); }
 
-  bool reads_b_once() const { return u.rows <= kRows && p.b.k_stride == 1 && !scales_in_b(); }
+  bool decodes_in_registers() const { return p.b.k_stride == 1 && !scales_in_b(); }
+  bool streams_b() const { return u.rows <= kStreamRows && decodes_in_registers(); }
 
   int64_t row(int64_t i) const {
     return g.rows != nullptr ? g.rows[u.row_first + i] : g.first + u.row_first + i;
@@ -42,9 +47,6 @@ struct GemmUnit {
     }
   }
 
-  // Columns of B that are packed at a time.
-  int64_t panel() const { return stored_by_column(p.b) ? kBand : kCols; }
-
   // Packs `cols` columns of B and fills up to whole tiles with zeros.
   void pack_b(int64_t col, int64_t cols, int64_t k, int64_t count) const {
     static constexpr Scales kNone{nullptr, 0, 0, 0, 1, INT64_MAX};
@@ -55,69 +57,90 @@ struct GemmUnit {
     }
   }
 
+  template <DType type>
+  void decode_b(int64_t col, int64_t cols, int64_t k, int64_t count) const {
+    const int64_t ahead = panel() * p.b.row_stride * size_of(type);
+    for (int64_t n = 0; n < ceil_div(cols, kCols) * kCols; n += kCols) {
+      const char* codes[kCols];
+      codes_at(col + n, k, count, codes);
+      for (int j = 0; j < kCols; ++j)
+        decode_row<type>(b + (n + j) * kLd, codes[j], padded(count), ahead);
+    }
+  }
+
+  // Columns of B that are decoded at a time.
+  int64_t panel() const { return stored_by_column(p.b) ? 3 * kBand : kPanelCols; }
+
   void decode_once() const {
     for (int64_t k = 0; k < g.k; k += kDepth) {
       const int64_t count = std::min(kDepth, g.k - k);
       pack_a(a, kLd, k, count);
       for (int64_t first = 0; first < u.cols; first += panel()) {
         const int64_t cols = std::min(panel(), u.cols - first);
-        pack_b(u.col_first + first, cols, k, count);
-        for (int64_t n = 0; n < cols; n += kCols) multiply(n, first + n, padded(count));
+        if (decodes_in_registers()) {
+          with_type(p.b.type, [&](auto type) { decode_b<type()>(first, cols, k, count); });
+        } else {
+          pack_b(u.col_first + first, cols, k, count);
+        }
+        multiply(first, cols, padded(count));
       }
     }
   }
 
-  // Adds all packed rows of A times kCols packed columns of B, from column `n` of the panel.
-  void multiply(int64_t n, int64_t col, int64_t depth) const {
+  // Adds all packed rows of A times `cols` decoded columns of B.
+  void multiply(int64_t first, int64_t cols, int64_t depth) const {
     for (int64_t m = 0; m < u.rows; m += kRows) {
-      with_rows(u.rows - m, [&](auto rows) {
-        dot_tile<rows()>(a + m * kLd, kLd, b + n * kLd, kLd, depth, c + m * kBlockN + col, kBlockN);
-      });
+      for (int64_t n = 0; n < cols; n += kCols) {
+        with_rows<kRows>(u.rows - m, [&](auto rows) {
+          dot_tile<rows(), kCols>(a + m * kLd, kLd, b + n * kLd, kLd, depth,
+                                  c + m * kLdc + first + n, kLdc);
+        });
+      }
     }
   }
 
-  // Codes of kCols rows of B from k on, padded with zeros where k + count ends inside a step.
-  void codes_at(int64_t n, int64_t k, int64_t count, char (&copies)[kCols][kDepth * 4],
-                const char* (&codes)[kCols]) const {
-    for (int64_t j = 0; j < kCols; ++j) {
+  // Codes of rows of B from k on, padded with zeros where k + count ends inside a step.
+  template <int cols>
+  void codes_at(int64_t n, int64_t k, int64_t count, const char* (&codes)[cols]) const {
+    const int64_t size = size_of(p.b.type), whole = padded(count);
+    for (int64_t j = 0; j < cols; ++j) {
       // Columns past the end repeat the last one; their sums are not stored.
       int64_t col = u.col_first + std::min(n + j, u.cols - 1);
       codes[j] = element(p.b, g.weight, col, g.k_first + k);
-      if (padded(count) == count) continue;
-      const int64_t size = size_of(p.b.type);
-      std::memcpy(copies[j], codes[j], count * size);
-      std::memset(copies[j] + count * size, 0, (padded(count) - count) * size);
-      codes[j] = copies[j];
+      if (whole == count) continue;
+      char* copy = reinterpret_cast<char*>(b + (kBRows - cols + j) * kLd);
+      std::memcpy(copy, codes[j], count * size);
+      std::memset(copy + count * size, 0, (whole - count) * size);
+      codes[j] = copy;
     }
   }
 
   // Reads whole rows of B one after the other, which is what the memory does best.
   template <DType type>
-  void decode_in_registers() const {
-    const int64_t lda = padded(g.k);
+  void stream() const {
+    const int64_t lda = padded(g.k), ahead = kStreams * p.b.row_stride * size_of(type);
     pack_a(a, lda, 0, g.k);
-    alignas(64) char copies[kCols][kDepth * 4];
-    for (int64_t n = 0; n < u.cols; n += kCols) {
+    for (int64_t n = 0; n < u.cols; n += kStreams) {
       for (int64_t k = 0; k < g.k; k += kDepth) {
         const int64_t count = std::min(kDepth, g.k - k);
-        const char* codes[kCols];
-        codes_at(n, k, count, copies, codes);
-        with_rows(u.rows, [&](auto rows) {
-          decode_tile<type, rows()>(a + k, lda, codes, padded(count), c + n, kBlockN);
+        const char* codes[kStreams];
+        codes_at(n, k, count, codes);
+        with_rows<kStreamRows>(u.rows, [&](auto rows) {
+          stream_tile<type, rows(), kStreams>(a + k, lda, codes, padded(count), ahead, c + n, kLdc);
         });
       }
     }
   }
 
   void run() const {
-    std::memset(c, 0, u.rows * kBlockN * sizeof(float));
-    if (reads_b_once()) {
-      with_type(p.b.type, [&](auto type) { decode_in_registers<type()>(); });
+    std::memset(c, 0, u.rows * kLdc * sizeof(float));
+    if (streams_b()) {
+      with_type(p.b.type, [&](auto type) { stream<type()>(); });
     } else {
       decode_once();
     }
     for (int64_t m = 0; m < u.rows; ++m) {
-      float* sums = c + m * kBlockN;
+      float* sums = c + m * kLdc;
       if (scales_at_end()) {
         for (int64_t n = 0; n < u.cols; ++n) {
           sums[n] *= scale_at(p.b_scale, g.weight, u.col_first + n, 0);
@@ -134,7 +157,7 @@ struct GemmUnit {
 
 // Floats of scratch that a unit needs: A, B and C.
 inline int64_t a_floats(const GemmUnit& unit) {
-  return unit.u.rows * (unit.reads_b_once() ? padded(unit.g.k) : kLd);
+  return unit.u.rows * (unit.streams_b() ? padded(unit.g.k) : kLd);
 }
 
 void grouped_gemm(const GroupedGemm& p) {
@@ -142,11 +165,11 @@ void grouped_gemm(const GroupedGemm& p) {
   parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
     const Unit unit = schedule.at(i);
     GemmUnit work{p, unit, *unit.group, nullptr, nullptr, nullptr};
-    const int64_t floats = a_floats(work), b_floats = work.panel() * kLd;
+    const int64_t floats = a_floats(work);
     work.a =
-        static_cast<float*>(scratch((floats + b_floats + unit.rows * kBlockN) * sizeof(float)));
+        static_cast<float*>(scratch((floats + kBRows * kLd + unit.rows * kLdc) * sizeof(float)));
     work.b = work.a + floats;
-    work.c = work.b + b_floats;
+    work.c = work.b + kBRows * kLd;
     work.run();
   });
 }

@@ -1,30 +1,58 @@
-// Register tiles: sums over k of products of float32 rows of A with rows of B. Both kinds add the
+// Register tiles: sums over k of products of float32 rows of A with rows of B. All kinds add the
 // products of one result in the same order, whatever other rows are computed beside it.
 
-constexpr int kRows = 3, kCols = 4;  // 12 accumulators, of 16 vector registers
+// Few rows of A meet kStreams rows of B; more rows go through tiles of kRows x kCols.
+constexpr int kStreams = 4, kStreamRows = 3;
+constexpr int kRows = 4, kCols = 3;  // 12 accumulators, of 16 vector registers
 
-// c[m][n] += A rows (float32, lda apart) times kCols rows of B (float32, ldb apart).
-template <int rows>
-inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
-                     float* c, int64_t ldc) {
-  Vec acc[rows][kCols];
+// c[m][n] += sums of the lanes of acc[m][n]. Inlined always: a call would send acc through memory.
+template <int rows, int cols>
+__attribute__((always_inline)) inline void add_sums(const Vec (&acc)[rows][cols], float* c,
+                                                    int64_t ldc) {
+  constexpr int count = rows * cols;
+  constexpr auto at = [](int i) { return i < count ? i : count - 1; };
+  float sums[count + 3];
+  for (int i = 0; i < count; i += 4) {
+    Vec four[4];
+    for (int j = 0; j < 4; ++j) four[j] = acc[at(i + j) / cols][at(i + j) % cols];
+    reduce4(four, *reinterpret_cast<float (*)[4]>(sums + i));
+  }
+  for (int m = 0; m < rows; ++m) {
+    for (int n = 0; n < cols; ++n) c[m * ldc + n] += sums[m * cols + n];
+  }
+}
+
+template <int rows, int cols>
+inline void clear(Vec (&acc)[rows][cols]) {
   for (auto& row : acc) {
     for (Vec& v : row) v = zero();
   }
+}
+
+// c[m][n] += A rows (float32, lda apart) times cols rows of B (float32, ldb apart).
+template <int rows, int cols>
+inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
+                     float* c, int64_t ldc) {
+  Vec acc[rows][cols];
+  clear(acc);
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; k += kLanes) {
-    Vec va[rows];
-    for (int m = 0; m < rows; ++m) va[m] = load(a + m * lda + k);
-    for (int n = 0; n < kCols; ++n) {
-      Vec vb = load(b + n * ldb + k);
-      keep(vb);
-      for (int m = 0; m < rows; ++m) acc[m][n] = fma(va[m], vb, acc[m][n]);
+    Vec vb[cols];
+    for (int n = 0; n < cols; ++n) {
+      vb[n] = load(b + n * ldb + k);
+      keep(vb[n]);
+    }
+    for (int m = 0; m < rows; ++m) {
+      Vec va = load(a + m * lda + k);
+      keep(va);
+      for (int n = 0; n < cols; ++n) acc[m][n] = fma(va, vb[n], acc[m][n]);
     }
   }
-  for (int m = 0; m < rows; ++m) {
-    float sums[kCols];
-    reduce4(acc[m], sums);
-    for (int n = 0; n < kCols; ++n) c[m * ldc + n] += sums[n];
-  }
+  add_sums(acc, c, ldc);
+}
+
+constexpr int64_t width_of(DType type) {
+  return type <= DType::kE5M2 ? 1 : type == DType::kF32 ? 4 : 2;
 }
 
 inline bool any_nan(const char* codes, int64_t count) {
@@ -33,48 +61,64 @@ inline bool any_nan(const char* codes, int64_t count) {
   return found;
 }
 
-// The same with B decoded in registers from kCols rows of codes; depth is a multiple of kStep.
-template <DType type, int rows>
-inline void decode_tile(const float* a, int64_t lda, const char* const (&b)[kCols], int64_t depth,
-                        float* c, int64_t ldc) {
-  Vec acc[rows][kCols];
-  for (auto& row : acc) {
-    for (Vec& v : row) v = zero();
+// Codes `ahead` bytes further on are fetched for what comes next.
+template <DType type>
+inline void fetch_step(const char* codes, int64_t ahead) {
+  for (int64_t at = 0; at < kStep * width_of(type); at += 64) {
+    __builtin_prefetch(codes + ahead + at, 0, 2);
   }
+}
+
+// dst[0 .. depth) = decoded codes; depth is a multiple of kStep.
+template <DType type>
+inline void decode_row(float* dst, const char* codes, int64_t depth, int64_t ahead) {
   NanWatch watch;
   for (int64_t k = 0; k < depth; k += kStep) {
-    for (int n = 0; n < kCols; ++n) {
-      const char* codes = b[n] + k * size_of(type);
+    const char* from = codes + k * width_of(type);
+    fetch_step<type>(from, ahead);
+    if constexpr (type == DType::kE4M3) watch.look32(from);
+    Vec v[kStep / kLanes];
+    decode32<type>(from, v);
+    for (int i = 0; i < kStep / kLanes; ++i) store(dst + k + i * kLanes, v[i]);
+  }
+  for (int64_t k = 0; watch.found() && k < depth; ++k) {
+    if (is_nan_code(static_cast<uint8_t>(codes[k]))) dst[k] = NAN;
+  }
+}
+
+// dot_tile with B decoded in registers from rows of codes.
+template <DType type, int rows, int cols>
+inline void stream_tile(const float* a, int64_t lda, const char* const (&b)[cols], int64_t depth,
+                        int64_t ahead, float* c, int64_t ldc) {
+  Vec acc[rows][cols];
+  clear(acc);
+  NanWatch watch;
+  for (int64_t k = 0; k < depth; k += kStep) {
+    for (int n = 0; n < cols; ++n) {
+      const char* codes = b[n] + k * width_of(type);
+      fetch_step<type>(codes, ahead);
       if constexpr (type == DType::kE4M3) watch.look32(codes);
-      for (int part = 0; part < kStep; part += 16) {
-        Vec vb[16 / kLanes];
-        decode16<type>(codes + part * size_of(type), vb);
-        for (int i = 0; i < 16 / kLanes; ++i) {
-          for (int m = 0; m < rows; ++m) {
-            acc[m][n] = fma(load(a + m * lda + k + part + i * kLanes), vb[i], acc[m][n]);
-          }
+      Vec vb[kStep / kLanes];
+      decode32<type>(codes, vb);
+      for (int i = 0; i < kStep / kLanes; ++i) {
+        for (int m = 0; m < rows; ++m) {
+          acc[m][n] = fma(load(a + m * lda + k + i * kLanes), vb[i], acc[m][n]);
         }
       }
     }
   }
-  for (int m = 0; m < rows; ++m) {
-    float sums[kCols];
-    reduce4(acc[m], sums);
-    for (int n = 0; n < kCols; ++n) c[m * ldc + n] += sums[n];
-  }
-  if (watch.found()) {
-    for (int n = 0; n < kCols; ++n) {
-      if (!any_nan(b[n], depth)) continue;
-      for (int m = 0; m < rows; ++m) c[m * ldc + n] = NAN;
-    }
+  add_sums(acc, c, ldc);
+  for (int n = 0; watch.found() && n < cols; ++n) {
+    if (!any_nan(b[n], depth)) continue;
+    for (int m = 0; m < rows; ++m) c[m * ldc + n] = NAN;
   }
 }
 
-// Calls f with the rows of the next tile, as a compile-time constant.
-template <typename F>
+// Calls f with the rows of the next tile, at most `most`, as a compile-time constant.
+template <int most, typename F>
 inline void with_rows(int64_t rows, const F& f) {
-  static_assert(kRows == 3);
-  if (rows >= 3) return f(std::integral_constant<int, 3>());
-  if (rows == 2) return f(std::integral_constant<int, 2>());
-  return f(std::integral_constant<int, 1>());
+  if constexpr (most > 1) {
+    if (rows < most) return with_rows<most - 1>(rows, f);
+  }
+  f(std::integral_constant<int, most>());
 }

@@ -79,6 +79,29 @@ inline void decode16(const void* p, Vec (&v)[2]) {
   }
 }
 
+// The same for 32 elements. Bytes in the upper halves of words are float16 bits after a shift that
+// keeps the sign; two interleavings cost less than widening.
+template <DType type>
+inline void decode32(const void* p, Vec (&v)[4]) {
+  if constexpr (type == DType::kE4M3 || type == DType::kE5M2) {
+    const __m256i codes = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    __m256i even = _mm256_unpacklo_epi8(_mm256_setzero_si256(), codes);
+    __m256i odd = _mm256_unpackhi_epi8(_mm256_setzero_si256(), codes);
+    if constexpr (type == DType::kE4M3) {
+      const __m256i bits = _mm256_set1_epi16(static_cast<short>(0xbf80));
+      even = _mm256_and_si256(_mm256_srai_epi16(even, 1), bits);
+      odd = _mm256_and_si256(_mm256_srai_epi16(odd, 1), bits);
+    }
+    halves_to_floats(even, v[0], v[2]);
+    halves_to_floats(odd, v[1], v[3]);
+  } else {
+    Vec lo[2], hi[2];
+    decode16<type>(p, lo);
+    decode16<type>(static_cast<const char*>(p) + 16 * size_of(type), hi);
+    v[0] = lo[0], v[1] = lo[1], v[2] = hi[0], v[3] = hi[1];
+  }
+}
+
 // Whether 16 e4m3 bytes hold a NaN code.
 inline bool has_nan16(const void* p) {
   __m128i magnitudes =

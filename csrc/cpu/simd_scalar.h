@@ -78,6 +78,13 @@ inline void decode16(const void* p, Vec (&v)[4]) {
   }
 }
 
+template <DType type>
+inline void decode32(const void* p, Vec (&v)[8]) {
+  for (int i = 0; i < 8; ++i) {
+    v[i] = each([&](int lane) { return decode1<type>(p, 4 * i + lane); });
+  }
+}
+
 // The tables decode NaN codes themselves.
 inline bool has_nan16(const void*) { return false; }
 struct NanWatch {
