@@ -10,10 +10,10 @@
 namespace mate::cpu {
 
 namespace amx {
-extern const Kernels kKernels;
+void take(Kernels&);
 }
 namespace avx512_bf16 {
-extern const Kernels kKernels;
+void take(Kernels&);
 }
 namespace avx512 {
 extern const Kernels kKernels;
@@ -58,23 +58,27 @@ bool has_amx() {
 }
 
 struct Choice {
-  const Kernels* kernels;
+  const char* name;
   bool (*supported)();
+  const Kernels* base;
+  void (*improve)(Kernels&);  // null: takes all of the base
 };
 
 // Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
-constexpr Choice kChoices[] = {{&amx::kKernels, has_amx},
-                               {&avx512_bf16::kKernels, has_avx512_bf16},
-                               {&avx512::kKernels, has_avx512},
-                               {&avx2::kKernels, has_avx2},
-                               {&scalar::kKernels, always}};
+constexpr Choice kChoices[] = {
+    {"amx", has_amx, &avx512::kKernels, amx::take},
+    {"avx512_bf16", has_avx512_bf16, &avx512::kKernels, avx512_bf16::take},
+    {"avx512", has_avx512, &avx512::kKernels, nullptr},
+    {"avx2", has_avx2, &avx2::kKernels, nullptr},
+    {"scalar", always, &scalar::kKernels, nullptr},
+};
 
 const std::string& names(bool only_supported) {
   auto join = [](bool supported_only) {
     std::string all;
     for (const Choice& choice : kChoices) {
       if (supported_only && !choice.supported()) continue;
-      all += (all.empty() ? "" : ",") + std::string(choice.kernels->name);
+      all += (all.empty() ? "" : ",") + std::string(choice.name);
     }
     return all;
   };
@@ -82,16 +86,16 @@ const std::string& names(bool only_supported) {
   return only_supported ? supported : known;
 }
 
-const Kernels& choose() {
+const Choice& choose() {
   const char* wanted = std::getenv("MATE_PLUGIN_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     for (const Choice& choice : kChoices) {
-      if (choice.supported()) return *choice.kernels;
+      if (choice.supported()) return choice;
     }
   }
   for (const Choice& choice : kChoices) {
-    if (wanted != std::string(choice.kernels->name)) continue;
-    if (choice.supported()) return *choice.kernels;
+    if (wanted != std::string(choice.name)) continue;
+    if (choice.supported()) return choice;
     throw std::invalid_argument("MATE_PLUGIN_ISA: this machine cannot run '" + std::string(wanted) +
                                 "'; it can run " + names(true));
   }
@@ -99,10 +103,18 @@ const Kernels& choose() {
                               std::string(wanted) + "'");
 }
 
+Kernels make() {
+  const Choice& choice = choose();
+  Kernels kernels = *choice.base;
+  kernels.name = choice.name;
+  if (choice.improve != nullptr) choice.improve(kernels);
+  return kernels;
+}
+
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
+  static const Kernels chosen = make();
   return chosen;
 }
 

@@ -71,3 +71,12 @@ inline void finish_row(const GroupedGemm& p, const Group& g, int64_t row, int64_
     store_row(dst, o.type, sums, count);
   }
 }
+
+// Tells who waits that the row blocks of a unit are one block of columns further.
+inline void finish_unit(const GroupedGemm& p, const Unit& u) {
+  if (p.signal.data == nullptr) return;
+  int32_t* blocks = p.signal.data + u.group->a_group * p.signal.per_group;
+  for (int64_t row = u.row_first; row < u.row_first + u.rows; row += kBlockM) {
+    __atomic_fetch_add(blocks + row / kBlockM, 1, __ATOMIC_RELEASE);
+  }
+}

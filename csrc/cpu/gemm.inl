@@ -148,10 +148,7 @@ struct GemmUnit {
       }
       finish_row(p, g, row(m), u.col_first, u.cols, sums);
     }
-    if (p.signal.data != nullptr) {
-      int32_t* progress = p.signal.data + g.a_group * p.signal.per_group + u.row_block;
-      __atomic_fetch_add(progress, 1, __ATOMIC_RELEASE);
-    }
+    finish_unit(p, u);
   }
 };
 

@@ -2,8 +2,9 @@
 // products of one result in the same order, whatever other rows are computed beside it.
 
 // Few rows of A meet kStreams rows of B; more rows go through tiles of kRows x kCols.
-constexpr int kStreams = 4, kStreamRows = 3;
-constexpr int kRows = 4, kCols = 3;  // 12 accumulators, of 16 vector registers
+constexpr int kStreams = 4, kStreamRows = kRegisters == 32 ? 6 : 3;
+// Three quarters of the vector registers accumulate.
+constexpr int kRows = kRegisters == 32 ? 6 : 4, kCols = kRegisters == 32 ? 4 : 3;
 
 // c[m][n] += sums of the lanes of acc[m][n]. Inlined always: a call would send acc through memory.
 template <int rows, int cols>
@@ -112,13 +113,4 @@ inline void stream_tile(const float* a, int64_t lda, const char* const (&b)[cols
     if (!any_nan(b[n], depth)) continue;
     for (int m = 0; m < rows; ++m) c[m * ldc + n] = NAN;
   }
-}
-
-// Calls f with the rows of the next tile, at most `most`, as a compile-time constant.
-template <int most, typename F>
-inline void with_rows(int64_t rows, const F& f) {
-  if constexpr (most > 1) {
-    if (rows < most) return with_rows<most - 1>(rows, f);
-  }
-  f(std::integral_constant<int, most>());
 }

@@ -11,16 +11,18 @@ namespace MATE_ISA {
 namespace {
 // clang-format off
 #include "cpu/simd_avx512.h"
+#ifdef __AMX_BF16__
+#include MATE_TILES
+#endif
+#include "cpu/pack.inl"
+#include "cpu/epilogue.inl"
+#include "cpu/bf16_panel.inl"
+#include "cpu/bf16_products.inl"
+#include "cpu/gemm_bf16.inl"
 // clang-format on
-
-Kernels table() {
-  Kernels kernels = avx512::kKernels;
-  kernels.name = MATE_QUOTE(MATE_ISA);
-  return kernels;
-}
 }  // namespace
 
-extern const Kernels kKernels;
-const Kernels kKernels = table();
+// Called where the machine has the instructions: nothing of this file may run before.
+void take(Kernels& kernels) { kernels.grouped_gemm = grouped_gemm; }
 }  // namespace MATE_ISA
 }  // namespace mate::cpu

@@ -26,6 +26,15 @@ inline void with_type(DType type, const F& f) {
   }
 }
 
+// Calls f with the rows of the next tile, at most `most`, as a compile-time constant.
+template <int most, typename F>
+inline void with_rows(int64_t rows, const F& f) {
+  if constexpr (most > 1) {
+    if (rows < most) return with_rows<most - 1>(rows, f);
+  }
+  f(std::integral_constant<int, most>());
+}
+
 // What decoding leaves out of a type's values.
 inline float decode_factor(DType type) { return type == DType::kE4M3 ? 256.0f : 1.0f; }
 

@@ -82,6 +82,14 @@ inline void decode16(const void* p, Vec (&v)[1]) {
   }
 }
 
+template <DType type>
+inline void decode32(const void* p, Vec (&v)[2]) {
+  Vec lo[1], hi[1];
+  decode16<type>(p, lo);
+  decode16<type>(static_cast<const char*>(p) + 16 * size_of(type), hi);
+  v[0] = lo[0], v[1] = hi[0];
+}
+
 // Whether 16 e4m3 bytes hold a NaN code.
 inline bool has_nan16(const void* p) {
   const __m128i nan = _mm_set1_epi8(0x7f);

@@ -1,0 +1,232 @@
+// Grouped products of operands that BF16 holds exactly. Rows of A are laid out once for all units;
+// a unit turns its rows of B into panels, a part of k at a time, and multiplies all its rows of A
+// with each.
+
+constexpr int64_t kPart = 512;  // k range of a panel, a multiple of kSegment
+constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
+
+inline int64_t whole_segments(int64_t k) { return ceil_div(k, kSegment) * kSegment; }
+
+inline bool fits_bf16(DType type) { return type <= DType::kBF16; }
+
+// Whether the scales of an operand stay the same over each segment of k.
+inline bool in_segments(const Scales& s, int64_t k) {
+  return s.data == nullptr || s.k_stride == 0 || s.k_block >= k || s.k_block % kSegment == 0;
+}
+
+inline bool takes_bf16(const GroupedGemm& p) {
+  if (!fits_bf16(p.a.type) || !fits_bf16(p.b.type) || p.b.k_stride != 1) return false;
+  for (int64_t g = 0; g < p.num_groups; ++g) {
+    const Group& group = p.groups[g];
+    if (group.k_first != 0 || group.k_block_first != 0) return false;
+    if (!in_segments(p.a_scale, group.k) || !in_segments(p.b_scale, group.k)) return false;
+  }
+  return true;
+}
+
+// Rows of A in BF16, one after the other, padded with zeros to whole segments.
+class Bf16Rows {
+ public:
+  explicit Bf16Rows(const GroupedGemm& p) : p_(p) {
+    first_.reserve(p.num_groups + 1);
+    first_.push_back(0);
+    for (int64_t g = 0; g < p.num_groups; ++g) {
+      first_.push_back(first_.back() + p.groups[g].count);
+      ld_ = std::max(ld_, whole_segments(p.groups[g].k));
+    }
+    // Rows a power of two apart would share cache sets.
+    ld_ += 32;
+    rows_ = static_cast<uint16_t*>(shared_scratch(first_.back() * ld_ * sizeof(uint16_t)));
+    for_row_runs(first_.back(), ld_ * 2, p.num_threads, [&](int64_t first, int64_t last) {
+      int64_t g = std::upper_bound(first_.begin(), first_.end(), first) - first_.begin() - 1;
+      for (int64_t i = first; i < last; ++i) {
+        while (i >= first_[g + 1]) ++g;
+        const Group& group = p_.groups[g];
+        write(rows_ + i * ld_, group, row_of(group, i - first_[g]));
+      }
+    });
+  }
+
+  static int64_t row_of(const Group& g, int64_t i) {
+    return g.rows != nullptr ? g.rows[i] : g.first + i;
+  }
+  const uint16_t* row(const Group* g, int64_t i) const {
+    return rows_ + (first_[g - p_.groups] + i) * ld_;
+  }
+  int64_t ld() const { return ld_; }
+
+ private:
+  void write(uint16_t* dst, const Group& g, int64_t row) const {
+    const char* src = element(p_.a, g.a_group, row, 0);
+    if (p_.a.type == DType::kBF16 && p_.a.k_stride == 1) {
+      std::memcpy(dst, src, g.k * sizeof(uint16_t));
+    } else {
+      alignas(64) float part[kSegment];
+      for (int64_t k = 0; k < g.k; k += kSegment) {
+        const int64_t count = std::min(kSegment, g.k - k);
+        with_type(p_.a.type, [&](auto type) {
+          put_row<type()>(part, p_.a, element(p_.a, g.a_group, row, k), count,
+                          decode_factor(type()));
+        });
+        for (int64_t i = 0; i < count; i += kLanes) store_bf16(dst + k + i, load(part + i));
+      }
+    }
+    std::memset(dst + g.k, 0, (whole_segments(g.k) - g.k) * sizeof(uint16_t));
+  }
+
+  const GroupedGemm& p_;
+  std::vector<int64_t> first_;  // [num_groups + 1] first row of each group
+  int64_t ld_ = 0;
+  uint16_t* rows_;
+};
+
+// One unit of work: its operands, its buffers and the steps.
+struct Bf16Unit {
+  const GroupedGemm& p;
+  const Bf16Rows& rows;
+  const Unit& u;
+  const Group& g;
+  uint32_t* panel;  // [kTileGroups, kPart / 2, kPanelLanes]
+  const char* codes[kPanelCols];
+  float *a_scale, *b_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
+
+  static constexpr int64_t kLdc = kBlockN + 16;
+
+  int64_t segments() const { return ceil_div(g.k, kSegment); }
+
+  static int64_t floats(const Unit& u) {
+    const int64_t segments = ceil_div(u.group->k, kSegment);
+    return kPanelCols * kPart / 2 + segments * (u.rows + kPanelCols) + u.rows * kLdc;
+  }
+
+  Bf16Unit(const GroupedGemm& p, const Bf16Rows& rows, const Unit& u, float* buffer)
+      : p(p), rows(rows), u(u), g(*u.group), panel(reinterpret_cast<uint32_t*>(buffer)) {
+    a_scale = buffer + kPanelCols * kPart / 2;
+    b_scale = a_scale + segments() * u.rows;
+    c = b_scale + segments() * kPanelCols;
+  }
+
+  int64_t row(int64_t i) const { return Bf16Rows::row_of(g, u.row_first + i); }
+
+  // to[i * step] = the scale of segment i for one row of an operand.
+  void put_scales(float* to, int64_t step, const Scales& s, int64_t group, int64_t row) const {
+    const float* from = s.data;
+    if (from != nullptr) from += group * s.group_stride + row / s.row_block * s.row_stride;
+    int64_t block_end = s.k_block;
+    for (int64_t i = 0; i < segments(); ++i) {
+      if (i * kSegment == block_end) {
+        block_end += s.k_block;
+        if (from != nullptr) from += s.k_stride;
+      }
+      to[i * step] = from == nullptr ? 1.0f : *from;
+    }
+  }
+
+  void put_a_scales() const {
+    for (int64_t m = 0; m < u.rows; ++m) {
+      put_scales(a_scale + m * segments(), 1, p.a_scale, g.a_group, row(m));
+    }
+  }
+
+  int64_t last_col(int64_t n) const { return u.col_first + std::min(n, u.cols - 1); }
+
+  void put_b_scales(int64_t n) const {
+    const bool by_column = p.b_scale.data != nullptr && p.b_scale.row_block == 1;
+    for (int64_t j = 0; j < (by_column ? kPanelCols : 1); ++j) {
+      put_scales(b_scale + j, kPanelCols, p.b_scale, g.weight, last_col(n + j));
+    }
+    // No unit reaches across blocks of columns, so that one scale serves all of it.
+    for (int64_t s = 0; s < segments() && !by_column; ++s) {
+      std::fill(b_scale + s * kPanelCols + 1, b_scale + (s + 1) * kPanelCols,
+                b_scale[s * kPanelCols]);
+    }
+  }
+
+  // Columns past the end repeat the last one; their sums are not stored.
+  void put_codes(int64_t n, int64_t k) {
+    for (int64_t j = 0; j < kPanelCols; ++j) codes[j] = element(p.b, g.weight, last_col(n + j), k);
+  }
+
+  void put_panel(int64_t count) const {
+    with_code_type([&](auto type) {
+      for (int64_t group = 0; group < kTileGroups; ++group) {
+        write_panel<type()>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
+                            count, whole_segments(count), kPart * size_of(type()));
+      }
+    });
+  }
+
+  template <typename F>
+  void with_code_type(const F& f) const {
+    if (p.b.type == DType::kE4M3) return f(std::integral_constant<DType, DType::kE4M3>());
+    if (p.b.type == DType::kE5M2) return f(std::integral_constant<DType, DType::kE5M2>());
+    return f(std::integral_constant<DType, DType::kBF16>());
+  }
+
+  // Rows of A from m on, with the next part of k.
+  Bf16Tile tile(int64_t m, int64_t n, int64_t k, int64_t count) const {
+    const int64_t segment = k / kSegment;
+    return {rows.row(&g, u.row_first + m) + k,
+            rows.ld(),
+            panel,
+            kPart / 2 * kPanelLanes,
+            ceil_div(count, kSegment),
+            a_scale + m * segments() + segment,
+            segments(),
+            b_scale + segment * kPanelCols,
+            kPanelCols,
+            c + m * kLdc + n,
+            kLdc};
+  }
+
+  // Adds a part of k without a panel. False where that does not pay.
+  bool stream([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k, int64_t count) const {
+    if (u.rows > kStreamRows || count % (2 * kSegment) != 0) return false;
+#ifndef __AMX_BF16__
+    const Bf16Tile all = tile(0, n, k, count);
+    with_code_type([&](auto type) {
+      with_rows<kStreamRows>(u.rows, [&](auto rows) {
+        for (int group = 0; group < kTileGroups; ++group) {
+          for (int64_t segment = 0; segment < all.segments; segment += 2) {
+            stream_pairs<type(), rows()>(all, group, codes + group * kPanelLanes, segment);
+          }
+        }
+      });
+    });
+#endif
+    return true;
+  }
+
+  void run() {
+    std::memset(c, 0, u.rows * kLdc * sizeof(float));
+    put_a_scales();
+    TileShape shape;
+    for (int64_t n = 0; n < u.cols; n += kPanelCols) {
+      put_b_scales(n);
+      for (int64_t k = 0; k < g.k; k += kPart) {
+        const int64_t count = std::min(kPart, g.k - k);
+        put_codes(n, k);
+        if (stream(n, k, count)) continue;
+        put_panel(count);
+        for (int64_t m = 0; m < u.rows; m += kTileRows) {
+          multiply_tile(tile(m, n, k, count), std::min(kTileRows, u.rows - m), shape);
+        }
+      }
+    }
+    for (int64_t m = 0; m < u.rows; ++m) {
+      finish_row(p, g, row(m), u.col_first, u.cols, c + m * kLdc);
+    }
+    finish_unit(p, u);
+  }
+};
+
+void grouped_gemm(const GroupedGemm& p) {
+  if (!takes_bf16(p)) return avx512::kKernels.grouped_gemm(p);
+  const Bf16Rows rows(p);
+  const Schedule schedule(p, p.signal.data != nullptr || p.out.scale != nullptr, kUnitRows);
+  parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
+    const Unit unit = schedule.at(i);
+    auto* buffer = static_cast<float*>(scratch(Bf16Unit::floats(unit) * sizeof(float)));
+    Bf16Unit(p, rows, unit, buffer).run();
+  });
+}
