@@ -3,6 +3,8 @@
 // subnormals included.
 
 constexpr int64_t kSegment = 128, kPanelLanes = 16;
+constexpr int kTileGroups = 2;
+constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
 
 struct CodeTables {
   alignas(64) uint8_t high[128], low[128];

@@ -1,7 +1,7 @@
 // Sums of products of BF16 pairs. Scales come in after every kSegment of k: c += s * (a . b), in
 // float32, in the same order for one result whatever else is computed beside it.
 
-// What a tile multiplies: rows of A (BF16, lda apart), a panel of B for `lanes` groups of columns
+// What a tile multiplies: rows of A (BF16, lda apart), a panel of B in groups of columns
 // (group_stride dwords apart), and their scales.
 struct Bf16Tile {
   const uint16_t* a;
@@ -9,121 +9,184 @@ struct Bf16Tile {
   const uint32_t* b;
   int64_t group_stride;
   int64_t segments;
-  const float* a_scale;  // [rows, a_scale_stride] one for each segment
-  int64_t a_scale_stride;
-  const float* b_scale;  // [segments, b_scale_stride] one for each column
-  int64_t b_scale_stride;
-  float* c;  // [rows, ldc]
+  const float* scale;  // [rows, scale_stride] one for each segment
+  int64_t scale_stride;
+  const float* col_scale;  // [segments, kPanelCols] another one for each column, or null
+  float* c;                // [rows, ldc]
   int64_t ldc;
 };
 
 // c += s * acc, for one row and one group of columns.
 inline void add_scaled(const Bf16Tile& t, int64_t m, int64_t group, int64_t segment, __m512 acc) {
-  const __m512 a_scale = _mm512_set1_ps(t.a_scale[m * t.a_scale_stride + segment]);
-  const float* b_scale = t.b_scale + segment * t.b_scale_stride + group * kPanelLanes;
+  __m512 scale = _mm512_set1_ps(t.scale[m * t.scale_stride + segment]);
+  if (t.col_scale != nullptr) {
+    const float* by_col = t.col_scale + segment * kPanelCols + group * kPanelLanes;
+    scale = _mm512_mul_ps(scale, _mm512_loadu_ps(by_col));
+  }
   float* c = t.c + m * t.ldc + group * kPanelLanes;
-  const __m512 scale = _mm512_mul_ps(a_scale, _mm512_loadu_ps(b_scale));
   _mm512_storeu_ps(c, _mm512_fmadd_ps(acc, scale, _mm512_loadu_ps(c)));
 }
 
 #ifdef __AMX_BF16__
 
-constexpr int64_t kTileRows = 32, kUnitRows = 512, kStreamRows = 0;
-constexpr int kTileGroups = 2;
+// Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
+constexpr int64_t kNarrowRows = 16, kTileRows = 32, kUnitRows = 512, kPart = 256;
 
-// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
-struct TileShape {
-  int64_t rows = -1;
-
-  ~TileShape() {
-    if (rows >= 0) tile_release();
+// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. What tiles stored is read after
+// the next products were issued: sooner, the reads would wait for them.
+class Tiles {
+ public:
+  ~Tiles() {
+    if (rows_ >= 0) tile_release();
   }
 
-  // Sets the tiles up for up to kTileRows rows of A.
+  // All rows times all groups of columns.
+  void multiply(const Bf16Tile& t, int64_t rows) {
+    set(rows);
+    for (int64_t s = 0; s < t.segments; ++s) {
+      auto& sums = sums_[next_ ^= 1];
+      if (rows > 16) {
+        square<true>(t, s, sums);
+      } else {
+        square<false>(t, s, sums);
+      }
+      finish();
+      pending_ = {t, rows, s, kTileGroups, 1, &sums};
+    }
+  }
+
+  // Up to 16 rows times one group of columns: segments side by side, so that products do not wait
+  // for one another.
+  void multiply_narrow(const Bf16Tile& t, int64_t rows) {
+    set(rows);
+    for (int64_t s = 0; s < t.segments; s += 4) {
+      auto& sums = sums_[next_ ^= 1];
+      const int64_t count = std::min<int64_t>(4, t.segments - s);
+      with_rows<4>(count, [&](auto segments) { column<segments()>(t, s, sums); });
+      finish();
+      pending_ = {t, rows, s, 1, count, &sums};
+    }
+  }
+
+  // Adds what is not in the sums yet.
+  void finish() {
+    const Pending& p = pending_;
+    for (int64_t m = 0; m < p.rows; ++m) {
+      for (int64_t i = 0; i < p.groups; ++i) {
+        add_scaled(p.tile, m, i, p.segment, _mm512_load_ps((*p.sums)[m / 16 * 2 + i][m % 16]));
+      }
+      for (int64_t i = 1; i < p.segments; ++i) {
+        add_scaled(p.tile, m, 0, p.segment + i, _mm512_load_ps((*p.sums)[i][m]));
+      }
+    }
+    pending_.rows = 0;
+  }
+
+ private:
+  using Sums = float[4][16][16];
+  struct Pending {
+    Bf16Tile tile;
+    int64_t rows, segment, groups, segments;
+    const Sums* sums;
+  };
+
   void set(int64_t wanted) {
-    if (wanted == rows) return;
-    rows = wanted;
+    if (wanted == rows_) return;
+    rows_ = wanted;
     struct alignas(64) Config {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
-    const auto upper = static_cast<uint8_t>(std::min<int64_t>(rows, 16));
-    const auto lower = static_cast<uint8_t>(std::max<int64_t>(rows - 16, 1));
-    const uint8_t by_tile[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    const bool narrow = wanted <= 16;
+    const auto upper = static_cast<uint8_t>(std::min<int64_t>(wanted, 16));
+    const auto lower = narrow ? upper : static_cast<uint8_t>(wanted - 16);
+    const uint8_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
     for (int i = 0; i < 8; ++i) {
-      config.rows[i] = by_tile[i];
+      config.rows[i] = rows[i];
       config.bytes[i] = 64;
     }
     tile_load_config(&config);
   }
-};
 
-template <bool both>
-inline void tile_segment(const Bf16Tile& t, int64_t segment, float (&sums)[4][16][16]) {
-  const uint16_t* a = t.a + segment * kSegment;
-  const uint32_t* b = t.b + segment * kSegment / 2 * kPanelLanes;
-  tile_zero<0>();
-  tile_zero<1>();
-  if constexpr (both) {
-    tile_zero<2>();
-    tile_zero<3>();
-  }
-  for (int64_t k = 0; k < kSegment; k += 32) {
-    tile_load<6>(b + k / 2 * kPanelLanes, 64);
-    tile_load<4>(a + k, t.lda * 2);
-    tile_product<0, 4, 6>();
-    tile_load<7>(b + t.group_stride + k / 2 * kPanelLanes, 64);
-    tile_product<1, 4, 7>();
+  template <bool both>
+  static void square(const Bf16Tile& t, int64_t segment, Sums& sums) {
+    const uint16_t* a = t.a + segment * kSegment;
+    const uint32_t* b = t.b + segment * kSegment / 2 * kPanelLanes;
+    tile_zero<0>();
+    tile_zero<1>();
     if constexpr (both) {
-      tile_load<5>(a + 16 * t.lda + k, t.lda * 2);
-      tile_product<2, 5, 6>();
-      tile_product<3, 5, 7>();
+      tile_zero<2>();
+      tile_zero<3>();
     }
-  }
-  tile_store<0>(sums[0], 64);
-  tile_store<1>(sums[1], 64);
-  if constexpr (both) {
-    tile_store<2>(sums[2], 64);
-    tile_store<3>(sums[3], 64);
-  }
-}
-
-// Rows up to kTileRows times kTileGroups groups of columns.
-inline void multiply_tile(const Bf16Tile& t, int64_t rows, TileShape& shape) {
-  shape.set(rows);
-  alignas(64) float sums[4][16][16];
-  for (int64_t s = 0; s < t.segments; ++s) {
-    if (rows > 16) {
-      tile_segment<true>(t, s, sums);
-    } else {
-      tile_segment<false>(t, s, sums);
-    }
-    for (int64_t m = 0; m < rows; ++m) {
-      for (int g = 0; g < kTileGroups; ++g) {
-        add_scaled(t, m, g, s, _mm512_load_ps(sums[m / 16 * 2 + g][m % 16]));
+    for (int64_t k = 0; k < kSegment; k += 32) {
+      tile_load<6>(b + k / 2 * kPanelLanes, 64);
+      tile_load<4>(a + k, t.lda * 2);
+      tile_product<0, 4, 6>();
+      tile_load<7>(b + t.group_stride + k / 2 * kPanelLanes, 64);
+      tile_product<1, 4, 7>();
+      if constexpr (both) {
+        tile_load<5>(a + 16 * t.lda + k, t.lda * 2);
+        tile_product<2, 5, 6>();
+        tile_product<3, 5, 7>();
       }
     }
+    tile_store<0>(sums[0], 64);
+    tile_store<1>(sums[1], 64);
+    if constexpr (both) {
+      tile_store<2>(sums[2], 64);
+      tile_store<3>(sums[3], 64);
+    }
   }
+
+  template <int segments>
+  static void column(const Bf16Tile& t, int64_t segment, Sums& sums) {
+    each<segments>([](auto i) { tile_zero<i()>(); });
+    for (int64_t k = 0; k < kSegment; k += 32) {
+      each<segments>([&](auto i) {
+        const int64_t at = (segment + i()) * kSegment + k;
+        tile_load<6 + i() % 2>(t.b + at / 2 * kPanelLanes, 64);
+        tile_load<4 + i() % 2>(t.a + at, t.lda * 2);
+        tile_product<i(), 4 + i() % 2, 6 + i() % 2>();
+      });
+    }
+    each<segments>([&](auto i) { tile_store<i()>(sums[i()], 64); });
+  }
+
+  template <int count, typename F>
+  static void each(const F& f) {
+    if constexpr (count > 1) each<count - 1>(f);
+    f(std::integral_constant<int, count - 1>());
+  }
+
+  alignas(64) Sums sums_[2];
+  Pending pending_{};
+  int64_t rows_ = -1;
+  int next_ = 0;
+};
+
+// Codes of one group of columns times up to kNarrowRows rows.
+template <DType type>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
+                           uint32_t* panel, Tiles& tiles) {
+  write_panel<type>(panel, codes, count, t.segments * kSegment, count * size_of(type));
+  tiles.multiply_narrow(t, rows);
 }
 
 #else
 
-constexpr int64_t kTileRows = 12, kUnitRows = 256, kStreamRows = 3;
-constexpr int kTileGroups = 2;  // 24 accumulators, of 32 vector registers
-
-struct TileShape {};
+constexpr int64_t kNarrowRows = 3, kUnitRows = 256, kPart = 512;
+constexpr int64_t kTileRows = 12;  // 24 accumulators, of 32 vector registers
 
 template <int rows, int groups>
-inline void dot_pairs(const Bf16Tile& t, int first_group) {
-  const uint32_t* panel = t.b + first_group * t.group_stride;
+inline void dot_pairs(const Bf16Tile& t) {
   for (int64_t s = 0; s < t.segments; ++s) {
     __m512 acc[rows][groups];
     for (auto& row : acc) {
       for (__m512& v : row) v = _mm512_setzero_ps();
     }
     const uint16_t* a = t.a + s * kSegment;
-    const uint32_t* b = panel + s * kSegment / 2 * kPanelLanes;
+    const uint32_t* b = t.b + s * kSegment / 2 * kPanelLanes;
     for (int64_t k = 0; k < kSegment; k += 2, b += kPanelLanes) {
       __m512bh vb[groups];
       for (int g = 0; g < groups; ++g) {
@@ -137,7 +200,7 @@ inline void dot_pairs(const Bf16Tile& t, int first_group) {
       }
     }
     for (int m = 0; m < rows; ++m) {
-      for (int g = 0; g < groups; ++g) add_scaled(t, m, first_group + g, s, acc[m][g]);
+      for (int g = 0; g < groups; ++g) add_scaled(t, m, g, s, acc[m][g]);
     }
   }
 }
@@ -147,7 +210,7 @@ inline void dot_pairs(const Bf16Tile& t, int first_group) {
 // more rows of B at once would push each other out of the cache where they lie a power of two
 // apart.
 template <DType type, int rows>
-inline void stream_pairs(const Bf16Tile& t, int group, const char* const* codes, int64_t segment) {
+inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t segment) {
   constexpr int kSegments = 2;
   constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
   const PanelWriter<type> writer;
@@ -171,12 +234,36 @@ inline void stream_pairs(const Bf16Tile& t, int group, const char* const* codes,
     }
   }
   for (int s = 0; s < kSegments; ++s) {
-    for (int m = 0; m < rows; ++m) add_scaled(t, m, group, segment + s, acc[s][m]);
+    for (int m = 0; m < rows; ++m) add_scaled(t, m, 0, segment + s, acc[s][m]);
   }
 }
 
-inline void multiply_tile(const Bf16Tile& t, int64_t rows, TileShape&) {
-  with_rows<kTileRows>(rows, [&](auto count) { dot_pairs<count(), kTileGroups>(t, 0); });
+struct Tiles {
+  void multiply(const Bf16Tile& t, int64_t rows) {
+    with_rows<kTileRows>(rows, [&](auto count) { dot_pairs<count(), kTileGroups>(t); });
+  }
+  void finish() {}
+};
+
+// Codes of one group of columns times up to kNarrowRows rows.
+template <DType type>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
+                           uint32_t* panel, Tiles&) {
+  const int64_t streamed = count / (2 * kSegment) * 2;
+  with_rows<kNarrowRows>(rows, [&](auto rows) {
+    for (int64_t s = 0; s < streamed; s += 2) stream_pairs<type, rows()>(t, codes, s);
+    if (streamed == t.segments) return;
+    const char* left[kPanelLanes];
+    const int64_t k = streamed * kSegment;
+    for (int i = 0; i < kPanelLanes; ++i) left[i] = codes[i] + k * size_of(type);
+    write_panel<type>(panel, left, count - k, t.segments * kSegment - k, 0);
+    Bf16Tile rest = t;
+    rest.a += k;
+    rest.scale += streamed;
+    if (rest.col_scale != nullptr) rest.col_scale += streamed * kPanelCols;
+    rest.segments -= streamed;
+    dot_pairs<rows(), 1>(rest);
+  });
 }
 
 #endif

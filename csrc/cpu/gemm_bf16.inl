@@ -2,9 +2,6 @@
 // a unit turns its rows of B into panels, a part of k at a time, and multiplies all its rows of A
 // with each.
 
-constexpr int64_t kPart = 512;  // k range of a panel, a multiple of kSegment
-constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
-
 inline int64_t whole_segments(int64_t k) { return ceil_div(k, kSegment) * kSegment; }
 
 inline bool fits_bf16(DType type) { return type <= DType::kBF16; }
@@ -86,24 +83,26 @@ struct Bf16Unit {
   const Bf16Rows& rows;
   const Unit& u;
   const Group& g;
-  uint32_t* panel;  // [kTileGroups, kPart / 2, kPanelLanes]
-  const char* codes[kPanelCols];
-  float *a_scale, *b_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
+  uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes]
+  float *scale, *col_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
+  Tiles tiles;
 
-  static constexpr int64_t kLdc = kBlockN + 16;
+  static constexpr int64_t kLdc = kBlockN + 16, kNarrowPart = 512;
+  static constexpr int64_t kPanelFloats =
+      std::max(kPart * kPanelCols, kNarrowPart* kPanelLanes) / 2;
 
   int64_t segments() const { return ceil_div(g.k, kSegment); }
 
   static int64_t floats(const Unit& u) {
     const int64_t segments = ceil_div(u.group->k, kSegment);
-    return kPanelCols * kPart / 2 + segments * (u.rows + kPanelCols) + u.rows * kLdc;
+    return kPanelFloats + segments * (u.rows + kPanelCols) + u.rows * kLdc;
   }
 
   Bf16Unit(const GroupedGemm& p, const Bf16Rows& rows, const Unit& u, float* buffer)
       : p(p), rows(rows), u(u), g(*u.group), panel(reinterpret_cast<uint32_t*>(buffer)) {
-    a_scale = buffer + kPanelCols * kPart / 2;
-    b_scale = a_scale + segments() * u.rows;
-    c = b_scale + segments() * kPanelCols;
+    scale = buffer + kPanelFloats;
+    col_scale = scale + segments() * u.rows;
+    c = col_scale + segments() * kPanelCols;
   }
 
   int64_t row(int64_t i) const { return Bf16Rows::row_of(g, u.row_first + i); }
@@ -122,38 +121,32 @@ struct Bf16Unit {
     }
   }
 
-  void put_a_scales() const {
+  bool scales_by_column() const { return p.b_scale.data != nullptr && p.b_scale.row_block == 1; }
+
+  // One for each row and segment. No unit reaches across blocks of columns: their scale comes in
+  // here unless each column has its own.
+  void put_row_scales() const {
+    float* common = col_scale;
+    if (!scales_by_column()) put_scales(common, 1, p.b_scale, g.weight, u.col_first);
     for (int64_t m = 0; m < u.rows; ++m) {
-      put_scales(a_scale + m * segments(), 1, p.a_scale, g.a_group, row(m));
+      float* to = scale + m * segments();
+      put_scales(to, 1, p.a_scale, g.a_group, row(m));
+      for (int64_t s = 0; s < segments() && !scales_by_column(); ++s) to[s] *= common[s];
     }
   }
 
   int64_t last_col(int64_t n) const { return u.col_first + std::min(n, u.cols - 1); }
 
-  void put_b_scales(int64_t n) const {
-    const bool by_column = p.b_scale.data != nullptr && p.b_scale.row_block == 1;
-    for (int64_t j = 0; j < (by_column ? kPanelCols : 1); ++j) {
-      put_scales(b_scale + j, kPanelCols, p.b_scale, g.weight, last_col(n + j));
-    }
-    // No unit reaches across blocks of columns, so that one scale serves all of it.
-    for (int64_t s = 0; s < segments() && !by_column; ++s) {
-      std::fill(b_scale + s * kPanelCols + 1, b_scale + (s + 1) * kPanelCols,
-                b_scale[s * kPanelCols]);
+  void put_col_scales(int64_t n, int64_t cols) const {
+    for (int64_t j = 0; j < cols && scales_by_column(); ++j) {
+      put_scales(col_scale + j, kPanelCols, p.b_scale, g.weight, last_col(n + j));
     }
   }
 
   // Columns past the end repeat the last one; their sums are not stored.
-  void put_codes(int64_t n, int64_t k) {
-    for (int64_t j = 0; j < kPanelCols; ++j) codes[j] = element(p.b, g.weight, last_col(n + j), k);
-  }
-
-  void put_panel(int64_t count) const {
-    with_code_type([&](auto type) {
-      for (int64_t group = 0; group < kTileGroups; ++group) {
-        write_panel<type()>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
-                            count, whole_segments(count), kPart * size_of(type()));
-      }
-    });
+  template <int64_t cols>
+  void find_codes(const char* (&codes)[cols], int64_t n, int64_t k) const {
+    for (int64_t j = 0; j < cols; ++j) codes[j] = element(p.b, g.weight, last_col(n + j), k);
   }
 
   template <typename F>
@@ -171,48 +164,58 @@ struct Bf16Unit {
             panel,
             kPart / 2 * kPanelLanes,
             ceil_div(count, kSegment),
-            a_scale + m * segments() + segment,
+            scale + m * segments() + segment,
             segments(),
-            b_scale + segment * kPanelCols,
-            kPanelCols,
+            scales_by_column() ? col_scale + segment * kPanelCols : nullptr,
             c + m * kLdc + n,
             kLdc};
   }
 
-  // Adds a part of k without a panel. False where that does not pay.
-  bool stream([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k, int64_t count) const {
-    if (u.rows > kStreamRows || count % (2 * kSegment) != 0) return false;
-#ifndef __AMX_BF16__
-    const Bf16Tile all = tile(0, n, k, count);
-    with_code_type([&](auto type) {
-      with_rows<kStreamRows>(u.rows, [&](auto rows) {
+  // Few rows: they follow the codes along whole rows of B, which is what the memory does best.
+  template <DType type>
+  void multiply_narrow() {
+    for (int64_t n = 0; n < u.cols; n += kPanelLanes) {
+      put_col_scales(n, kPanelLanes);
+      for (int64_t k = 0; k < g.k; k += kNarrowPart) {
+        const int64_t count = std::min(kNarrowPart, g.k - k);
+        const char* codes[kPanelLanes];
+        find_codes(codes, n, k);
+        multiply_codes<type>(tile(0, n, k, count), u.rows, codes, count, panel, tiles);
+      }
+      tiles.finish();
+    }
+  }
+
+  template <DType type>
+  void multiply() {
+    for (int64_t n = 0; n < u.cols; n += kPanelCols) {
+      put_col_scales(n, kPanelCols);
+      for (int64_t k = 0; k < g.k; k += kPart) {
+        const int64_t count = std::min(kPart, g.k - k);
+        const char* codes[kPanelCols];
+        find_codes(codes, n, k);
         for (int group = 0; group < kTileGroups; ++group) {
-          for (int64_t segment = 0; segment < all.segments; segment += 2) {
-            stream_pairs<type(), rows()>(all, group, codes + group * kPanelLanes, segment);
-          }
+          write_panel<type>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
+                            count, whole_segments(count), kPart * size_of(type));
         }
-      });
-    });
-#endif
-    return true;
+        for (int64_t m = 0; m < u.rows; m += kTileRows) {
+          tiles.multiply(tile(m, n, k, count), std::min(kTileRows, u.rows - m));
+        }
+      }
+      tiles.finish();
+    }
   }
 
   void run() {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
-    put_a_scales();
-    TileShape shape;
-    for (int64_t n = 0; n < u.cols; n += kPanelCols) {
-      put_b_scales(n);
-      for (int64_t k = 0; k < g.k; k += kPart) {
-        const int64_t count = std::min(kPart, g.k - k);
-        put_codes(n, k);
-        if (stream(n, k, count)) continue;
-        put_panel(count);
-        for (int64_t m = 0; m < u.rows; m += kTileRows) {
-          multiply_tile(tile(m, n, k, count), std::min(kTileRows, u.rows - m), shape);
-        }
+    put_row_scales();
+    with_code_type([&](auto type) {
+      if (u.rows <= kNarrowRows) {
+        multiply_narrow<type()>();
+      } else {
+        multiply<type()>();
       }
-    }
+    });
     for (int64_t m = 0; m < u.rows; ++m) {
       finish_row(p, g, row(m), u.col_first, u.cols, c + m * kLdc);
     }
