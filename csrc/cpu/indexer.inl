@@ -2,7 +2,7 @@
 // tokens: relu and the weighted sum over heads need no sums across lanes, and whatever a token's
 // row holds (NaN, memory that nobody wrote) stays in its own column.
 
-constexpr int kHeads = 4, kTokenVecs = 3;  // 12 accumulators, of 16 vector registers
+constexpr int kHeads = kRegisters / 4, kTokenVecs = 3;  // three quarters of them accumulate
 constexpr int64_t kPanel = kTokenVecs * kLanes;
 constexpr int64_t kTile = 48;  // tokens decoded at a time: 24 KiB at a depth of 128
 static_assert(kTile % kPanel == 0 && kTile % kKeyGroup == 0);
@@ -40,13 +40,13 @@ inline void score_panel(const float* q, int64_t depth, const float* weights, con
   }
 }
 
-template <typename F>
-inline void with_heads(int64_t heads, const F& f) {
-  static_assert(kHeads == 4);
-  if (heads >= 4) return f(std::integral_constant<int, 4>());
-  if (heads == 3) return f(std::integral_constant<int, 3>());
-  if (heads == 2) return f(std::integral_constant<int, 2>());
-  return f(std::integral_constant<int, 1>());
+// Calls f with `count`, or `most` where that is less, as a compile-time constant.
+template <int most, typename F>
+inline void with_count(int64_t count, const F& f) {
+  if constexpr (most > 1) {
+    if (count < most) return with_count<most - 1>(count, f);
+  }
+  f(std::integral_constant<int, most>());
 }
 
 // Decodes kKeyGroup rows of codes into columns of a tile. Returns whether an e4m3 NaN code passed
@@ -139,7 +139,7 @@ struct ScoreWork {
   void score(int64_t i, int64_t lo, int64_t hi) const {
     for (int64_t t = 0; t < kTile; t += kLanes) store(sums + t, zero());
     for (int64_t h = 0; h < p.heads; h += kHeads) {
-      with_heads(p.heads - h, [&](auto heads) {
+      with_count<kHeads>(p.heads - h, [&](auto heads) {
         const float* rows = q + (i * p.heads + h) * p.depth;
         for (int64_t t = lo / kPanel * kPanel; t < hi; t += kPanel) {
           score_panel<heads()>(rows, p.depth, weights + i * p.heads + h, tile + t, sums + t);
