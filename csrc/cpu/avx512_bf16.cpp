@@ -1,4 +1,5 @@
 #include <immintrin.h>
 
 #define MATE_ISA avx512_bf16
+#define MATE_TILES "cpu/tiles_avx512_bf16.h"
 #include "cpu/instance_bf16.inl"

@@ -12,6 +12,7 @@ namespace {
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
 #include "cpu/indexer.inl"
+#include "cpu/indexer_f32.inl"
 #include "cpu/radix.inl"
 #include "cpu/topk.inl"
 #include "cpu/quant.inl"
