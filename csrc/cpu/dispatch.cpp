@@ -10,19 +10,19 @@
 namespace mate::cpu {
 
 namespace amx {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace avx512_bf16 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace avx512 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace avx2 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace scalar {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 
 namespace {
@@ -57,24 +57,26 @@ bool has_amx() {
   return has;
 }
 
+// A name of its own: code of an instruction set runs only where it is supported.
 struct Choice {
-  const Kernels* kernels;
+  const char* name;
   bool (*supported)();
+  const Kernels& (*table)();
 };
 
 // Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
-constexpr Choice kChoices[] = {{&amx::kKernels, has_amx},
-                               {&avx512_bf16::kKernels, has_avx512_bf16},
-                               {&avx512::kKernels, has_avx512},
-                               {&avx2::kKernels, has_avx2},
-                               {&scalar::kKernels, always}};
+constexpr Choice kChoices[] = {{"amx", has_amx, amx::table},
+                               {"avx512_bf16", has_avx512_bf16, avx512_bf16::table},
+                               {"avx512", has_avx512, avx512::table},
+                               {"avx2", has_avx2, avx2::table},
+                               {"scalar", always, scalar::table}};
 
 const std::string& names(bool only_supported) {
   auto join = [](bool supported_only) {
     std::string all;
     for (const Choice& choice : kChoices) {
       if (supported_only && !choice.supported()) continue;
-      all += (all.empty() ? "" : ",") + std::string(choice.kernels->name);
+      all += (all.empty() ? "" : ",") + std::string(choice.name);
     }
     return all;
   };
@@ -86,12 +88,12 @@ const Kernels& choose() {
   const char* wanted = std::getenv("MATE_PLUGIN_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     for (const Choice& choice : kChoices) {
-      if (choice.supported()) return *choice.kernels;
+      if (choice.supported()) return choice.table();
     }
   }
   for (const Choice& choice : kChoices) {
-    if (wanted != std::string(choice.kernels->name)) continue;
-    if (choice.supported()) return *choice.kernels;
+    if (wanted != std::string(choice.name)) continue;
+    if (choice.supported()) return choice.table();
     throw std::invalid_argument("MATE_PLUGIN_ISA: this machine cannot run '" + std::string(wanted) +
                                 "'; it can run " + names(true));
   }

@@ -4,7 +4,7 @@
 
 namespace mate::cpu {
 namespace avx512 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 
 namespace MATE_ISA {
@@ -17,15 +17,19 @@ namespace {
 #include "cpu/indexer_bf16.inl"
 // clang-format on
 
-Kernels table() {
-  Kernels kernels = avx512::kKernels;
+Kernels make_table() {
+  Kernels kernels = avx512::table();
   kernels.name = MATE_QUOTE(MATE_ISA);
   kernels.indexer_scores = indexer_scores;
   return kernels;
 }
 }  // namespace
 
-extern const Kernels kKernels;
-const Kernels kKernels = table();
+// Made when asked for: code that ran as the library is loaded would need this instruction set.
+const Kernels& table();
+const Kernels& table() {
+  static const Kernels kernels = make_table();
+  return kernels;
+}
 }  // namespace MATE_ISA
 }  // namespace mate::cpu
