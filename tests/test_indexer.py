@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from indexer_cases import E4M3_NAN, PagedCase, flat_case, fuse_cache, paged_case
 
 from mate_plugin.kernels import library
-from mate_plugin.kernels.mqa_logits import fp8_paged_mqa_logits, get_paged_mqa_logits_metadata
+from mate_plugin.kernels.mqa_logits import (
+    fp8_mqa_logits,
+    fp8_paged_mqa_logits,
+    get_paged_mqa_logits_metadata,
+)
 from mate_plugin.kernels.reference import indexer as oracle
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -51,6 +55,12 @@ def test_paged_logits_match_the_oracle(seed, shape, heads, depth, block, dtype, 
 @pytest.mark.parametrize("depth", [32, 64, 128])
 def test_model_shapes(heads, depth):
     paged_case(1, [1, 63, 64, 65, 300, 1027], 2, heads, depth).check()
+
+
+@pytest.mark.parametrize("heads", [16, 17, 47, 100, 130])
+def test_any_number_of_heads(heads):
+    paged_case(24, [70, 200], 2, heads, 48).check()
+    flat_case(25, 4, 90, heads, 80, k_dtype=torch.float8_e5m2).check()
 
 
 def test_long_contexts_are_cut_into_several_units():
@@ -195,6 +205,19 @@ def test_every_code_is_decoded_exactly():
         256,
     )
     assert torch.equal(case.run()[0].nan_to_num(-1), codes.float().nan_to_num(-1))
+
+
+def test_every_e5m2_key_is_decoded_exactly():
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2)
+    keys = torch.zeros(256, 16).to(torch.float8_e5m2)
+    keys.view(torch.uint8)[:, 11] = codes.view(torch.uint8)
+    q = torch.zeros(1, 2, 16)
+    q[0, :, 11] = torch.tensor([1.0, -1.0])
+    first, end = torch.tensor([0], dtype=torch.int32), torch.tensor([256], dtype=torch.int32)
+    out = fp8_mqa_logits(
+        q.to(torch.float8_e4m3fn), (keys, torch.ones(256)), torch.tensor([[1.0, -1.0]]), first, end
+    )
+    assert torch.equal(out[0].nan_to_num(-1), codes.float().nan_to_num(-1))
 
 
 def test_blocks_that_do_not_exist_count_as_not_visible():

@@ -1,7 +1,6 @@
 #include <immintrin.h>
 
 #define MATE_ISA amx
-#ifndef MATE_TILES
 #define MATE_TILES "cpu/tiles_amx.h"
-#endif
+#define MATE_PRODUCTS "cpu/products_amx.inl"
 #include "cpu/instance_bf16.inl"

@@ -6,26 +6,6 @@ constexpr int64_t kSegment = 128, kPanelLanes = 16;
 constexpr int kTileGroups = 2;
 constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
 
-struct CodeTables {
-  alignas(64) uint8_t high[128], low[128];
-};
-
-// Bytes of the BF16 value of each magnitude.
-inline const CodeTables& code_tables(DType type) {
-  static const auto make = [](const float* values, float factor) {
-    CodeTables tables;
-    for (int code = 0; code < 128; ++code) {
-      const uint16_t bits = encode_bf16(values[code] * factor);
-      tables.high[code] = static_cast<uint8_t>(bits >> 8) & 0x7f;
-      tables.low[code] = static_cast<uint8_t>(bits);
-    }
-    return tables;
-  };
-  static const CodeTables e4m3 = make(fp8_tables().e4m3_over_256, 256.0f);
-  static const CodeTables e5m2 = make(fp8_tables().e5m2, 1.0f);
-  return type == DType::kE4M3 ? e4m3 : e5m2;
-}
-
 // 16 bytes of each of 16 rows: lane i of group j holds row 4 i + j.
 inline void load_rows(const char* const* rows, int64_t offset, __m512i (&group)[4]) {
   for (int j = 0; j < 4; ++j) {
@@ -47,10 +27,10 @@ class PanelWriter {
 
   PanelWriter() {
     if constexpr (type <= DType::kE5M2) {
-      const CodeTables& tables = code_tables(type);
+      static constexpr Bf16Codes<type> kTable;
       for (int i = 0; i < 2; ++i) {
-        high_[i] = _mm512_load_si512(tables.high + 64 * i);
-        low_[i] = _mm512_load_si512(tables.low + 64 * i);
+        high_[i] = _mm512_load_si512(kTable.high + 64 * i);
+        low_[i] = _mm512_load_si512(kTable.low + 64 * i);
       }
     }
   }

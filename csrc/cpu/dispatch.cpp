@@ -10,19 +10,19 @@
 namespace mate::cpu {
 
 namespace amx {
-void take(Kernels&);
+const Kernels& table();
 }
 namespace avx512_bf16 {
-void take(Kernels&);
+const Kernels& table();
 }
 namespace avx512 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace avx2 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 namespace scalar {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 
 namespace {
@@ -57,21 +57,19 @@ bool has_amx() {
   return has;
 }
 
+// A name of its own: code of an instruction set runs only where it is supported.
 struct Choice {
   const char* name;
   bool (*supported)();
-  const Kernels* base;
-  void (*improve)(Kernels&);  // null: takes all of the base
+  const Kernels& (*table)();
 };
 
 // Best first: the first one the machine supports is taken unless MATE_PLUGIN_ISA names another.
-constexpr Choice kChoices[] = {
-    {"amx", has_amx, &avx512::kKernels, amx::take},
-    {"avx512_bf16", has_avx512_bf16, &avx512::kKernels, avx512_bf16::take},
-    {"avx512", has_avx512, &avx512::kKernels, nullptr},
-    {"avx2", has_avx2, &avx2::kKernels, nullptr},
-    {"scalar", always, &scalar::kKernels, nullptr},
-};
+constexpr Choice kChoices[] = {{"amx", has_amx, amx::table},
+                               {"avx512_bf16", has_avx512_bf16, avx512_bf16::table},
+                               {"avx512", has_avx512, avx512::table},
+                               {"avx2", has_avx2, avx2::table},
+                               {"scalar", always, scalar::table}};
 
 const std::string& names(bool only_supported) {
   auto join = [](bool supported_only) {
@@ -86,16 +84,16 @@ const std::string& names(bool only_supported) {
   return only_supported ? supported : known;
 }
 
-const Choice& choose() {
+const Kernels& choose() {
   const char* wanted = std::getenv("MATE_PLUGIN_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     for (const Choice& choice : kChoices) {
-      if (choice.supported()) return choice;
+      if (choice.supported()) return choice.table();
     }
   }
   for (const Choice& choice : kChoices) {
     if (wanted != std::string(choice.name)) continue;
-    if (choice.supported()) return choice;
+    if (choice.supported()) return choice.table();
     throw std::invalid_argument("MATE_PLUGIN_ISA: this machine cannot run '" + std::string(wanted) +
                                 "'; it can run " + names(true));
   }
@@ -103,18 +101,10 @@ const Choice& choose() {
                               std::string(wanted) + "'");
 }
 
-Kernels make() {
-  const Choice& choice = choose();
-  Kernels kernels = *choice.base;
-  kernels.name = choice.name;
-  if (choice.improve != nullptr) choice.improve(kernels);
-  return kernels;
-}
-
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels chosen = make();
+  static const Kernels& chosen = choose();
   return chosen;
 }
 

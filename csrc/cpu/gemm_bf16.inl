@@ -224,7 +224,7 @@ struct Bf16Unit {
 };
 
 void grouped_gemm(const GroupedGemm& p) {
-  if (!takes_bf16(p)) return avx512::kKernels.grouped_gemm(p);
+  if (!takes_bf16(p)) return avx512::table().grouped_gemm(p);
   const Bf16Rows rows(p);
   const Schedule schedule(p, p.signal.data != nullptr || p.out.scale != nullptr, kUnitRows);
   parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {

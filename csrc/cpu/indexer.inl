@@ -1,97 +1,64 @@
-// Scores of the lightning indexer. A tile of keys is decoded once, transposed so that lanes are
-// tokens: relu and the weighted sum over heads need no sums across lanes, and whatever a token's
-// row holds (NaN, memory that nobody wrote) stays in its own column.
+// Scores of the lightning indexer: units of work, each a run of tokens against packed queries, a
+// tile of tokens at a time. A form says what packed queries and tiles of keys are.
 
-constexpr int kHeads = 4, kTokenVecs = 3;  // 12 accumulators, of 16 vector registers
-constexpr int64_t kPanel = kTokenVecs * kLanes;
-constexpr int64_t kTile = 48;  // tokens decoded at a time: 24 KiB at a depth of 128
-static_assert(kTile % kPanel == 0 && kTile % kKeyGroup == 0);
+constexpr int64_t kTile = 48;  // tokens decoded at a time: 24 KiB of floats at a depth of 128
+static_assert(kTile % kKeyGroup == 0);
 
-// sums[t] += sum_h weights[h] * relu(q[h] . keys[:, t]) for one panel of tokens, heads in order.
-// q is [heads, depth], keys [depth, kTile].
-template <int heads>
-inline void score_panel(const float* q, int64_t depth, const float* weights, const float* keys,
-                        float* sums) {
-  Vec acc[heads][kTokenVecs];
-  for (auto& head : acc) {
-    for (Vec& v : head) v = zero();
+// Calls f with `count`, or `most` where that is less, as a compile-time constant.
+template <int most, typename F>
+inline void with_count(int64_t count, const F& f) {
+  if constexpr (most > 1) {
+    if (count < most) return with_count<most - 1>(count, f);
   }
-  for (int64_t d = 0; d < depth; ++d) {
-    Vec k[kTokenVecs];
-    for (int v = 0; v < kTokenVecs; ++v) {
-      Vec x = load(keys + d * kTile + v * kLanes);
-      keep(x);
-      k[v] = x;
-    }
-    for (int h = 0; h < heads; ++h) {
-      Vec x = set1(q[h * depth + d]);
-      for (int v = 0; v < kTokenVecs; ++v) acc[h][v] = fma(x, k[v], acc[h][v]);
-    }
-  }
-  Vec none = zero();
-  keep(none);  // apart from the zeros above, which would occupy a register through the loop
-  for (int v = 0; v < kTokenVecs; ++v) {
-    Vec sum = load(sums + v * kLanes);
-    for (int h = 0; h < heads; ++h) {
-      // The order matters: maximum() yields its second operand where one is NaN.
-      sum = fma(set1(weights[h]), maximum(none, acc[h][v]), sum);
-    }
-    store(sums + v * kLanes, sum);
-  }
+  f(std::integral_constant<int, most>());
 }
 
 template <typename F>
-inline void with_heads(int64_t heads, const F& f) {
-  static_assert(kHeads == 4);
-  if (heads >= 4) return f(std::integral_constant<int, 4>());
-  if (heads == 3) return f(std::integral_constant<int, 3>());
-  if (heads == 2) return f(std::integral_constant<int, 2>());
-  return f(std::integral_constant<int, 1>());
+inline void with_code_type(DType type, const F& f) {
+  if (type == DType::kE5M2) return f(std::integral_constant<DType, DType::kE5M2>());
+  f(std::integral_constant<DType, DType::kE4M3>());
 }
 
-// Decodes kKeyGroup rows of codes into columns of a tile. Returns whether an e4m3 NaN code passed
-// that decoding does not show.
-template <DType type>
-inline bool put_group(float* tile, const char* codes, int64_t row_stride, int64_t depth) {
-  NanWatch watch;
-  alignas(64) char columns[16][16];
-  for (int64_t d = 0; d < depth; d += 16) {
-    transpose16(codes + d, row_stride, columns);
-    if constexpr (type == DType::kE4M3) {
-      for (int i = 0; i < 16; i += 2) watch.look32(columns[i]);
-    }
-    for (int i = 0; i < 16; ++i) {
-      Vec v[16 / kLanes];
-      decode16<type>(columns[i], v);
-      for (int j = 0; j < 16 / kLanes; ++j) store(tile + (d + i) * kTile + j * kLanes, v[j]);
-    }
-  }
-  return watch.found();
-}
+// Weights are there for whole vectors of heads, zeros past the last.
+inline int64_t whole_heads(const IndexerScores& p) { return ceil_div(p.heads, 16) * 16; }
 
-// One unit of work: its operands, its buffers and the steps.
+// One unit of work: its operands, its buffers and the steps. Of a Form it wants
+//   pack_row<type>(i, src): the queries of row i of the unit
+//   put_group<type>(at, codes, row_stride): kKeyGroup keys into the tile's tokens from `at` on;
+//     whether an e4m3 NaN code passed that decoding does not show
+//   score(i, lo, hi, weights, sums): logits of row i for tokens [lo, hi) of the tile, not scaled
+template <typename Form>
 struct ScoreWork {
   const IndexerScores& p;
   const ScoreUnit& u;
-  float *q, *weights;           // [rows, heads, depth], [rows, heads]
-  float *tile, *scales, *sums;  // [depth, kTile], [kTile], [kTile]
-  char* tail;                   // [kKeyGroup, depth]
+  Form form;
+  float *weights, *scales, *sums;  // [rows, whole_heads], [kTile], [kTile]
+  char* tail;                      // [kKeyGroup, depth]
+
+  static int64_t bytes(const IndexerScores& p, int64_t rows) {
+    return Form::bytes(p, rows) +
+           (rows * whole_heads(p) + 2 * kTile) * static_cast<int64_t>(sizeof(float)) +
+           kKeyGroup * p.depth;
+  }
+  ScoreWork(const IndexerScores& p, const ScoreUnit& u, char* buffer)
+      : p(p),
+        u(u),
+        form(p, buffer),
+        weights(reinterpret_cast<float*>(buffer + Form::bytes(p, u.rows))),
+        scales(weights + u.rows * whole_heads(p)),
+        sums(scales + kTile),
+        tail(reinterpret_cast<char*>(sums + kTile)) {}
 
   int64_t row(int64_t i) const { return u.sequence * p.rows + u.row_first + i; }
 
   void pack_queries() const {
-    // Decoding leaves a power of two out of queries and keys: both go into the queries.
-    const float factor = decode_factor(p.q_type) * decode_factor(p.keys.type);
-    Operand shape{};
-    shape.k_stride = 1;
+    std::fill(weights, weights + u.rows * whole_heads(p), 0.0f);
     for (int64_t i = 0; i < u.rows; ++i) {
       const char* src = p.q + u.sequence * p.q_stride[0] + (u.row_first + i) * p.q_stride[1];
+      with_code_type(p.q_type, [&](auto type) { form.template pack_row<type()>(i, src); });
       for (int64_t h = 0; h < p.heads; ++h) {
-        float* dst = q + (i * p.heads + h) * p.depth;
-        with_type(p.q_type, [&](auto type) {
-          put_row<type()>(dst, shape, src + h * p.q_stride[2], p.depth, factor);
-        });
-        weights[i * p.heads + h] = p.weights[row(i) * p.weight_stride[0] + h * p.weight_stride[1]];
+        weights[i * whole_heads(p) + h] =
+            p.weights[row(i) * p.weight_stride[0] + h * p.weight_stride[1]];
       }
     }
   }
@@ -123,7 +90,7 @@ struct ScoreWork {
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(scales + at + i, from + i * k.scale_stride * sizeof(float), sizeof(float));
     }
-    if (put_group<type>(tile + at, codes, row_stride, p.depth)) {
+    if (form.template put_group<type>(at, codes, row_stride)) {
       // A NaN in a key makes all of its logits NaN, which its scale can do.
       for (int64_t i = 0; i < count; ++i) {
         const char* code = codes + i * row_stride;
@@ -133,19 +100,6 @@ struct ScoreWork {
       }
     }
     return true;
-  }
-
-  // Logits of row i for tokens [lo, hi) of the tile, not yet scaled, into `sums`.
-  void score(int64_t i, int64_t lo, int64_t hi) const {
-    for (int64_t t = 0; t < kTile; t += kLanes) store(sums + t, zero());
-    for (int64_t h = 0; h < p.heads; h += kHeads) {
-      with_heads(p.heads - h, [&](auto heads) {
-        const float* rows = q + (i * p.heads + h) * p.depth;
-        for (int64_t t = lo / kPanel * kPanel; t < hi; t += kPanel) {
-          score_panel<heads()>(rows, p.depth, weights + i * p.heads + h, tile + t, sums + t);
-        }
-      });
-    }
   }
 
   template <DType type>
@@ -163,7 +117,7 @@ struct ScoreWork {
         const TokenRange& seen = p.ranges[row(i)];
         const int64_t lo = std::max(seen.first, t0) - t0, hi = std::min(seen.end, end) - t0;
         if (lo >= hi) continue;
-        score(i, lo, hi);
+        form.score(i, lo, hi, weights + i * whole_heads(p), sums);
         float* out = p.out + row(i) * p.out_stride + t0 - seen.shift;
         for (int64_t t = lo; t < hi; ++t) out[t] = sums[t] * scales[t];
         for (int64_t t = lo; any_missing && t < hi; ++t) {
@@ -184,25 +138,14 @@ inline void clean_row(const IndexerScores& p, int64_t row) {
   std::fill(out + after, out + p.columns, p.clean_value);
 }
 
-void indexer_scores(const IndexerScores& p) {
+template <typename Form>
+inline void score_units(const IndexerScores& p) {
   const int64_t rows_to_clean = p.clean ? p.batch * p.rows : 0;
   parallel_for(p.num_units + rows_to_clean, p.num_threads, [&](int64_t i) {
     if (i >= p.num_units) return clean_row(p, i - p.num_units);
     const ScoreUnit& u = p.units[i];
-    const int64_t heads = u.rows * p.heads;
-    float* buffer = static_cast<float*>(
-        scratch((p.depth * kTile + 2 * kTile + heads * (p.depth + 1)) * sizeof(float) +
-                kKeyGroup * p.depth));
-    float* scales = buffer + p.depth * kTile;
-    float* sums = scales + kTile;
-    float* q = sums + kTile;
-    float* weights = q + heads * p.depth;
-    char* tail = reinterpret_cast<char*>(weights + heads);
-    const ScoreWork work{p, u, q, weights, buffer, scales, sums, tail};
-    if (p.keys.type == DType::kE5M2) {
-      work.run<DType::kE5M2>();
-    } else {
-      work.run<DType::kE4M3>();
-    }
+    auto* buffer = static_cast<char*>(scratch(ScoreWork<Form>::bytes(p, u.rows)));
+    const ScoreWork<Form> work(p, u, buffer);
+    with_code_type(p.keys.type, [&](auto type) { work.template run<type()>(); });
   });
 }

@@ -12,6 +12,7 @@ namespace {
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
 #include "cpu/indexer.inl"
+#include "cpu/indexer_f32.inl"
 #include "cpu/radix.inl"
 #include "cpu/topk.inl"
 #include "cpu/quant.inl"
@@ -21,12 +22,14 @@ namespace {
 #include "cpu/sparse_mla.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
-}  // namespace
 
-extern const Kernels kKernels;
-const Kernels kKernels{
+constexpr Kernels kKernels{
     MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
     silu_and_mul,         quantise,     permute,        unpermute,
     quantise_keys,        sparse_mla,   multiply_adds,  read_memory,
 };
+}  // namespace
+
+const Kernels& table();
+const Kernels& table() { return kKernels; }
 }  // namespace mate::cpu::MATE_ISA

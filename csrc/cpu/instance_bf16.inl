@@ -1,28 +1,46 @@
 // What products of BF16 do faster than the kernels of avx512, which serve for the rest. An instance
-// file defines MATE_ISA (the namespace) and includes this.
+// file defines MATE_ISA (the namespace), MATE_TILES and MATE_PRODUCTS (its tiles of products for the
+// indexer and the GEMMs) and includes this.
 #include "cpu/prelude.h"
 
 namespace mate::cpu {
 namespace avx512 {
-extern const Kernels kKernels;
+const Kernels& table();
 }
 
 namespace MATE_ISA {
 namespace {
 // clang-format off
 #include "cpu/simd_avx512.h"
-#ifdef __AMX_BF16__
 #include MATE_TILES
-#endif
+#include "cpu/bf16_codes.inl"
 #include "cpu/pack.inl"
 #include "cpu/epilogue.inl"
 #include "cpu/bf16_panel.inl"
 #include "cpu/bf16_products.inl"
+#include MATE_PRODUCTS
 #include "cpu/gemm_bf16.inl"
+#include "cpu/indexer.inl"
+#include "cpu/indexer_bf16.inl"
+#include "cpu/ceilings.inl"
 // clang-format on
+
+Kernels make_table() {
+  Kernels kernels = avx512::table();
+  kernels.name = MATE_QUOTE(MATE_ISA);
+  kernels.grouped_gemm = grouped_gemm;
+  kernels.indexer_scores = indexer_scores;
+  kernels.pair_products = pair_products;
+  kernels.tile_products = tile_products;
+  return kernels;
+}
 }  // namespace
 
-// Called where the machine has the instructions: nothing of this file may run before.
-void take(Kernels& kernels) { kernels.grouped_gemm = grouped_gemm; }
+// Made when asked for: code that ran as the library is loaded would need this instruction set.
+const Kernels& table();
+const Kernels& table() {
+  static const Kernels kernels = make_table();
+  return kernels;
+}
 }  // namespace MATE_ISA
 }  // namespace mate::cpu

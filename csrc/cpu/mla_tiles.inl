@@ -1,16 +1,17 @@
 // Register tiles of attention: products of queries with rows, and weighted sums of rows. What is
 // added for one head, in which order, does not depend on the heads and rows computed beside it.
 
-constexpr int kSums = 12;  // accumulators, of 16 vector registers
-static_assert(kHeads == 4 && kMlaTile % kSums == 0);
+constexpr int kSums = kRegisters / 4 * 3;  // accumulators
+static_assert(kMlaTile % kSums == 0);
 
 // sums[i * n + j] = a[i] . b[j], each in the same order of additions. The m vectors of a are held,
 // those of b pass by.
 template <int m, int n>
 inline void dot_products(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
                          float (&sums)[kSums]) {
-  static_assert(m * n == kSums);
-  Vec acc[kSums / 4][4];
+  static_assert(m * n <= kSums);
+  constexpr int fours = (m * n + 3) / 4;
+  Vec acc[fours][4];
   for (auto& four : acc) {
     for (Vec& v : four) v = zero();
   }
@@ -26,7 +27,7 @@ inline void dot_products(const float* a, int64_t lda, const float* b, int64_t ld
       }
     }
   }
-  for (int i = 0; i < kSums / 4; ++i) {
+  for (int i = 0; i < fours; ++i) {
     float four[4];
     reduce4(acc[i], four);
     std::memcpy(sums + 4 * i, four, sizeof(four));
@@ -40,14 +41,14 @@ inline void score_rows(const float* q, const float* rows, int64_t ld, int64_t co
   constexpr int step = kSums / heads;
   for (int64_t t = 0; t < count; t += step) {
     float sums[kSums];
-    if constexpr (heads == 4) {
+    if constexpr (heads > step) {
       dot_products<step, heads>(rows + t * ld, ld, q, ld, depth, sums);
     } else {
       dot_products<heads, step>(q, ld, rows + t * ld, ld, depth, sums);
     }
     for (int i = 0; i < step; ++i) {
       for (int h = 0; h < heads; ++h) {
-        scores[(t + i) * lanes + h] = sums[heads == 4 ? i * heads + h : h * step + i];
+        scores[(t + i) * lanes + h] = sums[heads > step ? i * heads + h : h * step + i];
       }
     }
   }
@@ -64,7 +65,7 @@ inline void add_rows(const float* p, int64_t lanes, const float* rows, int64_t l
     for (int v = 0; v < vecs; ++v) acc[h][v] = mul(load(values + h * width + v * kLanes), factor);
   }
   for (int64_t t = 0; t < count; ++t) {
-    if constexpr (heads < 4) {
+    if constexpr (heads < vecs) {
       Vec weight[heads];
       for (int h = 0; h < heads; ++h) weight[h] = set1(p[t * lanes + h]);
       for (int v = 0; v < vecs; ++v) {

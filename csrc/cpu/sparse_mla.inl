@@ -125,7 +125,7 @@ struct MlaWork {
   void score(int64_t count) const {
     const int64_t lanes = whole_lanes(u.heads);
     for (int64_t h = 0; h < u.heads; h += kHeads) {
-      with_heads(u.heads - h, [&](auto heads) {
+      with_count<kHeads>(u.heads - h, [&](auto heads) {
         score_rows<heads()>(q + h * ld, tile, ld, count, p.depth, scores + h, lanes);
       });
     }
@@ -155,24 +155,16 @@ struct MlaWork {
   void add_values(int64_t count, const MlaState& state) const {
     const int64_t lanes = state.lanes(), vectors = p.value_dim / kLanes;
     for (int64_t h = 0; h < u.heads; h += kHeads) {
-      with_heads(u.heads - h, [&](auto heads) {
+      with_count<kHeads>(u.heads - h, [&](auto heads) {
         constexpr int wide = kSums / heads();
         for (int64_t v = 0; v < vectors;) {
-          const int64_t left = vectors - v;
-          const float* rows = tile + v * kLanes;
-          float* values = state.values() + h * p.value_dim + v * kLanes;
-          auto add = [&](auto vecs) {
-            add_rows<heads(), vecs()>(scores + h, lanes, rows, ld, count, decay + h, values,
-                                      p.value_dim);
+          // Passes of equal widths: a narrow one at the end would wait for its few sums.
+          const int64_t left = vectors - v, passes = ceil_div(left, wide);
+          with_count<wide>(ceil_div(left, passes), [&](auto vecs) {
+            add_rows<heads(), vecs()>(scores + h, lanes, tile + v * kLanes, ld, count, decay + h,
+                                      state.values() + h * p.value_dim + v * kLanes, p.value_dim);
             v += vecs();
-          };
-          if (left >= wide && left != wide + 1) {
-            add(std::integral_constant<int, wide>());
-          } else if (left > 1) {
-            add(std::integral_constant<int, 2>());
-          } else {
-            add(std::integral_constant<int, 1>());
-          }
+          });
         }
       });
     }

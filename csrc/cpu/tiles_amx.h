@@ -1,29 +1,68 @@
-// Operations on the tile registers of AMX. Included inside the namespace of the instruction set.
-// Written out because g++'s macros take no template arguments and do not say that they touch
-// memory.
+// Tiles of BF16 products in AMX registers. Included inside the namespace of the instruction set.
 
-inline void tile_load_config(const void* config) {
-  asm volatile("ldtilecfg %0" : : "m"(*static_cast<const char (*)[64]>(config)));
-}
-inline void tile_release() { asm volatile("tilerelease"); }
+#include "cpu/amx_ops.h"
 
-template <int tile>
-inline void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(tile));
-}
+// What a thread holds while it multiplies tiles: each of the eight is 16 rows of 64 bytes.
+class TileSession {
+ public:
+  TileSession() {
+    static constexpr Config kConfig;
+    tile_load_config(&kConfig);
+  }
+  ~TileSession() { tile_release(); }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
 
-template <int tile>
-inline void tile_load(const void* from, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(tile) : "memory");
-}
+ private:
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+};
 
-template <int tile>
-inline void tile_store(void* to, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(tile) : "memory");
-}
+// Rows of a tile beside `vecs` vectors of columns.
+template <int vecs>
+constexpr int kTileRows = 16;
 
-// Tile c += tile a (rows of BF16 pairs) times tile b (pairs by column).
-template <int c, int a, int b>
-inline void tile_product() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+// Calls use(t, sums) for each row t of a tile: sums over k of a[t][k] * b[k][n], for vecs * kLanes
+// columns n. Rows of a are lda elements apart; b is [vecs][k / 2][kLanes][2].
+template <int vecs, typename Use>
+inline void bf16_tile(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t depth,
+                      const Use& use) {
+  static_assert(vecs >= 1 && vecs <= 4);
+  constexpr int64_t kStep = 32, kRowBytes = 64;
+  alignas(64) float sums[vecs][16][kLanes];
+  const int64_t a_bytes = lda * static_cast<int64_t>(sizeof(uint16_t));
+  tile_zero<0>();
+  if constexpr (vecs > 1) tile_zero<1>();
+  if constexpr (vecs > 2) tile_zero<2>();
+  if constexpr (vecs > 3) tile_zero<3>();
+  for (int64_t k = 0; k < depth; k += kStep) {
+    const uint16_t* y = b + k * kLanes;
+    tile_load<4>(a + k, a_bytes);
+    tile_load<5>(y, kRowBytes);
+    tile_product<0, 4, 5>();
+    if constexpr (vecs > 1) {
+      tile_load<6>(y + depth * kLanes, kRowBytes);
+      tile_product<1, 4, 6>();
+    }
+    if constexpr (vecs > 2) {
+      tile_load<7>(y + 2 * depth * kLanes, kRowBytes);
+      tile_product<2, 4, 7>();
+    }
+    if constexpr (vecs > 3) {
+      tile_load<5>(y + 3 * depth * kLanes, kRowBytes);
+      tile_product<3, 4, 5>();
+    }
+  }
+  tile_store<0>(sums[0], kRowBytes);
+  if constexpr (vecs > 1) tile_store<1>(sums[1], kRowBytes);
+  if constexpr (vecs > 2) tile_store<2>(sums[2], kRowBytes);
+  if constexpr (vecs > 3) tile_store<3>(sums[3], kRowBytes);
+  for (int t = 0; t < 16; ++t) {
+    Vec row[vecs];
+    for (int v = 0; v < vecs; ++v) row[v] = load(sums[v][t]);
+    use(t, row);
+  }
 }

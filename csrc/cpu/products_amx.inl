@@ -1,0 +1,145 @@
+// Products of a GEMM in the tile registers of AMX.
+
+// Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
+constexpr int64_t kNarrowRows = 16, kTileRows = 32, kUnitRows = 512, kPart = 256;
+
+// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. What tiles stored is read after
+// the next products were issued: sooner, the reads would wait for them.
+class Tiles {
+ public:
+  ~Tiles() {
+    if (rows_ >= 0) tile_release();
+  }
+
+  // All rows times all groups of columns.
+  void multiply(const Bf16Tile& t, int64_t rows) {
+    set(rows);
+    for (int64_t s = 0; s < t.segments; ++s) {
+      auto& sums = sums_[next_ ^= 1];
+      if (rows > 16) {
+        square<true>(t, s, sums);
+      } else {
+        square<false>(t, s, sums);
+      }
+      finish();
+      pending_ = {t, rows, s, kTileGroups, 1, &sums};
+    }
+  }
+
+  // Up to 16 rows times one group of columns: segments side by side, so that products do not wait
+  // for one another.
+  void multiply_narrow(const Bf16Tile& t, int64_t rows) {
+    set(rows);
+    for (int64_t s = 0; s < t.segments; s += 4) {
+      auto& sums = sums_[next_ ^= 1];
+      const int64_t count = std::min<int64_t>(4, t.segments - s);
+      with_rows<4>(count, [&](auto segments) { column<segments()>(t, s, sums); });
+      finish();
+      pending_ = {t, rows, s, 1, count, &sums};
+    }
+  }
+
+  // Adds what is not in the sums yet.
+  void finish() {
+    const Pending& p = pending_;
+    for (int64_t m = 0; m < p.rows; ++m) {
+      for (int64_t i = 0; i < p.groups; ++i) {
+        add_scaled(p.tile, m, i, p.segment, _mm512_load_ps((*p.sums)[m / 16 * 2 + i][m % 16]));
+      }
+      for (int64_t i = 1; i < p.segments; ++i) {
+        add_scaled(p.tile, m, 0, p.segment + i, _mm512_load_ps((*p.sums)[i][m]));
+      }
+    }
+    pending_.rows = 0;
+  }
+
+ private:
+  using Sums = float[4][16][16];
+  struct Pending {
+    Bf16Tile tile;
+    int64_t rows, segment, groups, segments;
+    const Sums* sums;
+  };
+
+  void set(int64_t wanted) {
+    if (wanted == rows_) return;
+    rows_ = wanted;
+    struct alignas(64) Config {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    const bool narrow = wanted <= 16;
+    const auto upper = static_cast<uint8_t>(std::min<int64_t>(wanted, 16));
+    const auto lower = narrow ? upper : static_cast<uint8_t>(wanted - 16);
+    const uint8_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    for (int i = 0; i < 8; ++i) {
+      config.rows[i] = rows[i];
+      config.bytes[i] = 64;
+    }
+    tile_load_config(&config);
+  }
+
+  template <bool both>
+  static void square(const Bf16Tile& t, int64_t segment, Sums& sums) {
+    const uint16_t* a = t.a + segment * kSegment;
+    const uint32_t* b = t.b + segment * kSegment / 2 * kPanelLanes;
+    tile_zero<0>();
+    tile_zero<1>();
+    if constexpr (both) {
+      tile_zero<2>();
+      tile_zero<3>();
+    }
+    for (int64_t k = 0; k < kSegment; k += 32) {
+      tile_load<6>(b + k / 2 * kPanelLanes, 64);
+      tile_load<4>(a + k, t.lda * 2);
+      tile_product<0, 4, 6>();
+      tile_load<7>(b + t.group_stride + k / 2 * kPanelLanes, 64);
+      tile_product<1, 4, 7>();
+      if constexpr (both) {
+        tile_load<5>(a + 16 * t.lda + k, t.lda * 2);
+        tile_product<2, 5, 6>();
+        tile_product<3, 5, 7>();
+      }
+    }
+    tile_store<0>(sums[0], 64);
+    tile_store<1>(sums[1], 64);
+    if constexpr (both) {
+      tile_store<2>(sums[2], 64);
+      tile_store<3>(sums[3], 64);
+    }
+  }
+
+  template <int segments>
+  static void column(const Bf16Tile& t, int64_t segment, Sums& sums) {
+    each<segments>([](auto i) { tile_zero<i()>(); });
+    for (int64_t k = 0; k < kSegment; k += 32) {
+      each<segments>([&](auto i) {
+        const int64_t at = (segment + i()) * kSegment + k;
+        tile_load<6 + i() % 2>(t.b + at / 2 * kPanelLanes, 64);
+        tile_load<4 + i() % 2>(t.a + at, t.lda * 2);
+        tile_product<i(), 4 + i() % 2, 6 + i() % 2>();
+      });
+    }
+    each<segments>([&](auto i) { tile_store<i()>(sums[i()], 64); });
+  }
+
+  template <int count, typename F>
+  static void each(const F& f) {
+    if constexpr (count > 1) each<count - 1>(f);
+    f(std::integral_constant<int, count - 1>());
+  }
+
+  alignas(64) Sums sums_[2];
+  Pending pending_{};
+  int64_t rows_ = -1;
+  int next_ = 0;
+};
+
+// Codes of one group of columns times up to kNarrowRows rows.
+template <DType type>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
+                           uint32_t* panel, Tiles& tiles) {
+  write_panel<type>(panel, codes, count, t.segments * kSegment, count * size_of(type));
+  tiles.multiply_narrow(t, rows);
+}

@@ -1,0 +1,92 @@
+// Products of a GEMM with AVX-512 BF16.
+
+constexpr int64_t kNarrowRows = 3, kUnitRows = 256, kPart = 512;
+constexpr int64_t kTileRows = 12;  // 24 accumulators, of 32 vector registers
+
+template <int rows, int groups>
+inline void dot_pairs(const Bf16Tile& t) {
+  for (int64_t s = 0; s < t.segments; ++s) {
+    __m512 acc[rows][groups];
+    for (auto& row : acc) {
+      for (__m512& v : row) v = _mm512_setzero_ps();
+    }
+    const uint16_t* a = t.a + s * kSegment;
+    const uint32_t* b = t.b + s * kSegment / 2 * kPanelLanes;
+    for (int64_t k = 0; k < kSegment; k += 2, b += kPanelLanes) {
+      __m512bh vb[groups];
+      for (int g = 0; g < groups; ++g) {
+        vb[g] = reinterpret_cast<__m512bh>(_mm512_load_si512(b + g * t.group_stride));
+      }
+      for (int m = 0; m < rows; ++m) {
+        int32_t pair;
+        std::memcpy(&pair, a + m * t.lda + k, sizeof(pair));
+        const auto va = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+        for (int g = 0; g < groups; ++g) acc[m][g] = _mm512_dpbf16_ps(acc[m][g], va, vb[g]);
+      }
+    }
+    for (int m = 0; m < rows; ++m) {
+      for (int g = 0; g < groups; ++g) add_scaled(t, m, g, s, acc[m][g]);
+    }
+  }
+}
+
+// The same for few rows of A and two segments of one group of columns, straight from the codes of
+// B. Two segments side by side keep the multipliers busy, where one would wait for its own sums;
+// more rows of B at once would push each other out of the cache where they lie a power of two
+// apart.
+template <DType type, int rows>
+inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t segment) {
+  constexpr int kSegments = 2;
+  constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
+  const PanelWriter<type> writer;
+  __m512 acc[kSegments][rows];
+  for (auto& segment : acc) {
+    for (__m512& v : segment) v = _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < kSegment; k += kCodes) {
+    for (int s = 0; s < kSegments; ++s) {
+      const int64_t at = (segment + s) * kSegment + k;
+      if (at * kSize % 64 == 0) fetch_lines(codes, kPanelLanes, (at + 2 * kSegment) * kSize);
+      writer.pairs(codes, at * kSize, [&](int pair, __m512i dwords) {
+        for (int m = 0; m < rows; ++m) {
+          int32_t two;
+          std::memcpy(&two, t.a + m * t.lda + at + 2 * pair, sizeof(two));
+          acc[s][m] =
+              _mm512_dpbf16_ps(acc[s][m], reinterpret_cast<__m512bh>(_mm512_set1_epi32(two)),
+                               reinterpret_cast<__m512bh>(dwords));
+        }
+      });
+    }
+  }
+  for (int s = 0; s < kSegments; ++s) {
+    for (int m = 0; m < rows; ++m) add_scaled(t, m, 0, segment + s, acc[s][m]);
+  }
+}
+
+struct Tiles {
+  void multiply(const Bf16Tile& t, int64_t rows) {
+    with_rows<kTileRows>(rows, [&](auto count) { dot_pairs<count(), kTileGroups>(t); });
+  }
+  void finish() {}
+};
+
+// Codes of one group of columns times up to kNarrowRows rows.
+template <DType type>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
+                           uint32_t* panel, Tiles&) {
+  const int64_t streamed = count / (2 * kSegment) * 2;
+  with_rows<kNarrowRows>(rows, [&](auto rows) {
+    for (int64_t s = 0; s < streamed; s += 2) stream_pairs<type, rows()>(t, codes, s);
+    if (streamed == t.segments) return;
+    const char* left[kPanelLanes];
+    const int64_t k = streamed * kSegment;
+    for (int i = 0; i < kPanelLanes; ++i) left[i] = codes[i] + k * size_of(type);
+    write_panel<type>(panel, left, count - k, t.segments * kSegment - k, 0);
+    Bf16Tile rest = t;
+    rest.a += k;
+    rest.scale += streamed;
+    if (rest.col_scale != nullptr) rest.col_scale += streamed * kPanelCols;
+    rest.segments -= streamed;
+    dot_pairs<rows(), 1>(rest);
+  });
+}
