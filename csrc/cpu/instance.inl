@@ -47,6 +47,7 @@ extern const Kernels kKernels;
 const Kernels kKernels{
     MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
     silu_and_mul,         quantise,     permute,        unpermute,
-    quantise_keys,        sparse_mla,   multiply_adds,  read_memory,
+    quantise_keys,        sparse_mla,   multiply_adds,  pair_products,
+    tile_products,        read_memory,
 };
 }  // namespace mate::cpu::MATE_ISA
