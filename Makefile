@@ -24,7 +24,7 @@ STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang lint format build wheel bench \
-	roofline clean distclean
+	bench-moe roofline clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -73,6 +73,9 @@ wheel: $(STAMPS)/build ## build a wheel into dist/
 
 bench: $(STAMPS)/core ## measure the CPU kernels against the machine's peaks
 	$(PY) benchmarks/cpu.py $(ARGS)
+
+bench-moe: $(STAMPS)/core $(STAMPS)/vllm ## measure a whole MoE layer beside vLLM's in bf16
+	$(PY) benchmarks/cpu_moe.py $(ARGS)
 
 roofline: $(STAMPS)/core $(STAMPS)/bench ## draw grouped GEMMs beneath the machine's limits (minutes)
 	$(PY) benchmarks/roofline.py $(ARGS)

@@ -45,3 +45,10 @@ def test_roofline_writes_numbers_and_a_figure_where_it_can(tmp_path: Path) -> No
 def test_roofline_refuses_an_instruction_set_that_the_machine_lacks() -> None:
     with pytest.raises(AssertionError, match="expected any of"):
         run("roofline.py", "--isa", "mmx")
+
+
+def test_a_layer_beside_its_peer_gives_the_same_numbers_and_both_times() -> None:
+    sizes = ("--experts", "4", "--hidden", "256", "--intermediate", "128", "--topk", "2")
+    said = run("cpu_moe.py", *sizes, "--tokens", "1,3", "--layers", "2", "--budget", "0.01")
+    assert said.count("ours, fp8 weights, bf16 activations") == 2
+    assert "cpu_fused_moe" in said or "expert by expert" in said
