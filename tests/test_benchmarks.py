@@ -52,3 +52,9 @@ def test_a_layer_beside_its_peer_gives_the_same_numbers_and_both_times() -> None
     said = run("cpu_moe.py", *sizes, "--tokens", "1,3", "--layers", "2", "--budget", "0.01")
     assert said.count("ours, fp8 weights, bf16 activations") == 2
     assert "cpu_fused_moe" in said or "expert by expert" in said
+
+
+def test_the_cost_of_a_call_is_told_for_each_function() -> None:
+    said = run("overhead.py", "--calls", "2", "--rounds", "2")
+    for name in ("ragged_m_moe_gemm_8bit", "ragged_k_moe_gemm_8bit", "bmm_fp8"):
+        assert name in said
