@@ -24,7 +24,7 @@ STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang lint format build wheel bench \
-	bench-moe roofline clean distclean
+	bench-moe bench-served roofline clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -76,6 +76,9 @@ bench: $(STAMPS)/core ## measure the CPU kernels against the machine's peaks
 
 bench-moe: $(STAMPS)/core $(STAMPS)/vllm ## measure a whole MoE layer beside vLLM's in bf16
 	$(PY) benchmarks/cpu_moe.py $(ARGS)
+
+bench-served: $(STAMPS)/core $(STAMPS)/vllm ## measure an FP8 model served by vLLM beside vLLM alone in bf16 (minutes)
+	$(PY) benchmarks/served_vllm.py $(ARGS)
 
 roofline: $(STAMPS)/core $(STAMPS)/bench ## draw grouped GEMMs beneath the machine's limits (minutes)
 	$(PY) benchmarks/roofline.py $(ARGS)
