@@ -6,6 +6,7 @@ stopped with all its processes before the next; its counters say whose kernels r
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import tempfile
@@ -21,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mate_plugin.demo.checkpoint import write_checkpoint
-from mate_plugin.demo.counts import read_counts
 from mate_plugin.demo.display import Display
 from mate_plugin.demo.engines import Engine
 from mate_plugin.demo.server import Server, ServerError, last_lines
@@ -158,23 +158,24 @@ def compare(
 
 
 def kernels_of(way: Way, reports: Path) -> str:
-    """Which kernels of ours computed. Ends the benchmark where it is not as the way says."""
-    counts = read_counts(reports) if reports.is_dir() else []
-    if way.ours != bool(counts):
-        found = ", ".join(sorted(one.kernel for one in counts)) or "none"
-        raise SystemExit(
-            f"{way.name}: expected {'kernels' if way.ours else 'no kernel'} of ours, found {found}"
-        )
-    if not counts:
+    """Calls of our MoE layers. Ends the benchmark where they ran, or did not, against the way."""
+    processes = [json.loads(path.read_text()) for path in reports.glob("*.json")]
+    layers = [one for each in processes for one in each["layers"] if one["kind"] == "moe"]
+    calls = sum(one["calls"] for one in layers)
+    if way.ours != bool(calls):
+        expected = "MoE layers of ours" if way.ours else "none of ours"
+        raise SystemExit(f"{way.name}: expected {expected} to run, found {calls} calls")
+    if not calls:
         return "none"
-    calls = sum(one.calls for one in counts)
-    return "\n".join((*sorted({one.implementation for one in counts}), f"{calls} calls"))
+    return "\n".join(
+        (*sorted({each["isa"] for each in processes if each["isa"]}), f"{calls} calls")
+    )
 
 
 def table(results: Mapping[str, tuple[str, Rates]], clients: int) -> Table:
     """Medians with the range of the repeats, and ratios to the last row."""
     shown = Table(
-        "served", "kernels of ours", "1 client", f"{clients} clients", f"prompt of {PREFILL}",
+        "served", "MoE layers of ours", "1 client", f"{clients} clients", f"prompt of {PREFILL}",
         title="tokens/s, median (least to most)",
     )  # fmt: skip
     for name, (kernels, rates) in results.items():
