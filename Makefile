@@ -24,7 +24,7 @@ STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang lint format build wheel bench \
-	clean distclean
+	bench-moe bench-served roofline clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -74,6 +74,15 @@ wheel: $(STAMPS)/build ## build a wheel into dist/
 bench: $(STAMPS)/core ## measure the CPU kernels against the machine's peaks
 	$(PY) benchmarks/cpu.py $(ARGS)
 
+bench-moe: $(STAMPS)/core $(STAMPS)/vllm ## measure a whole MoE layer beside vLLM's in bf16
+	$(PY) benchmarks/cpu_moe.py $(ARGS)
+
+bench-served: $(STAMPS)/core $(STAMPS)/vllm ## measure an FP8 model served by vLLM beside vLLM alone in bf16 (minutes)
+	$(PY) benchmarks/served_vllm.py $(ARGS)
+
+roofline: $(STAMPS)/core $(STAMPS)/bench ## draw grouped GEMMs beneath the machine's limits (minutes)
+	$(PY) benchmarks/roofline.py $(ARGS)
+
 clean: ## remove build outputs (the environments stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENVS:%=%/.stamps/core)
 
@@ -118,6 +127,11 @@ $(VENVS:%=%/.stamps/packages): %/.stamps/packages: %/.stamps/build requirements/
 $(VENVS:%=%/.stamps/test): %/.stamps/test: %/.stamps/packages requirements/test.txt
 	$(STEP) "Test tools"
 	$*/bin/python -m pip install -q -r requirements/test.txt
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/packages requirements/bench.txt
+	$(STEP) "What draws figures"
+	$(PY) -m pip install -q -r requirements/bench.txt
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/venv requirements/lint.txt

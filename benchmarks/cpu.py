@@ -14,6 +14,7 @@ from typing import Annotated
 
 import torch
 import typer
+from blocks import BLOCK, dequantise, quantised
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,7 +22,6 @@ from timing import Budget, Seed, Threads, median_seconds, prepare
 
 from mate_plugin.kernels import ceilings, gemm
 
-BLOCK = 128
 DENSE = ((2048, 2048), (4096, 7168))
 ROWS = (1, 2, 4, 8, 16, 64, 128, 256, 1024)
 # (rows of each busy expert, busy experts, experts, n, k): decode and prefill of a MoE layer.
@@ -36,19 +36,6 @@ class Case:
     flops: float
     bytes_read: float
     run: Callable[[], object]
-
-
-def quantised(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random e4m3 weights and a float32 scale for each 128 x 128 block."""
-    blocks = [-(-size // BLOCK) for size in shape[-2:]]
-    scale = torch.rand(*shape[:-2], *blocks) + 0.5
-    return torch.randn(*shape).to(torch.float8_e4m3fn), scale
-
-
-def dequantise(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    n, k = weight.shape
-    full = scale.repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
-    return weight.float() * full
 
 
 def dense_cases(m: int, n: int, k: int) -> list[Case]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import statistics
 import tempfile
 import time
@@ -23,16 +22,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from serving import MODEL, REPORT_S, draw, stream
 
 from mate_plugin.demo.checkpoint import write_checkpoint
 from mate_plugin.demo.counts import read_counts, since
 from mate_plugin.demo.display import Display
 from mate_plugin.demo.server import Server
 
-FAMILY, MODEL = "deepseek-v3.2", "bench"
-FIRST_TOKEN, LAST_TOKEN = 261, 440
-# The worker writes its counters once a second.
-REPORT_S = 2.5
+FAMILY = "deepseek-v3.2"
 KERNELS = ("index_topk", "sparse_mla")
 BLOCK = 64
 
@@ -45,32 +42,12 @@ class Decode:
     kernels: dict[str, float]
 
 
-def stream(url: str, prompt: list[int], tokens: int) -> list[float]:
-    """Arrival times of the tokens of one greedy completion."""
-    import openai
-
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=3600)
-    arrivals = []
-    for _ in client.completions.create(
-        model=MODEL,
-        prompt=prompt,
-        max_tokens=tokens,
-        temperature=0,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    ):
-        arrivals.append(time.perf_counter())
-    return arrivals
-
-
 def measure(url: str, reports: Path, context: int, tokens: int) -> Decode:
     """Decode ``tokens`` behind a prompt, so that the contexts are centred on ``context``.
 
     All but the last token of the prompt fill whole blocks: the prefix cache has them.
     """
-    chance = random.Random(context)
-    length = (context - tokens // 2) // BLOCK * BLOCK + 1
-    prompt = [chance.randint(FIRST_TOKEN, LAST_TOKEN) for _ in range(length)]
+    prompt = draw((context - tokens // 2) // BLOCK * BLOCK + 1, seed=context)
     stream(url, prompt, 2)
     time.sleep(REPORT_S)
     before = read_counts(reports)

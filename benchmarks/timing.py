@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import torch
@@ -34,9 +34,18 @@ def prepare(threads: int, seed: int) -> str:
     return f"{library.isa()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def median_seconds(run: Callable[[], object], budget: float) -> float:
-    """Median time of a call: at least 3 calls, and up to ``budget`` seconds or 200 calls."""
+def median_seconds(
+    run: Callable[[], object], budget: float, longest: float = float("inf")
+) -> float:
+    """Median time of a call: at least 3 calls, and up to ``budget`` seconds or 200 calls.
+
+    A first call of more than ``longest`` seconds stays the only one.
+    """
+    start = time.perf_counter()
     run()
+    first = time.perf_counter() - start
+    if first > longest:
+        return first
     times: list[float] = []
     while len(times) < 3 or (sum(times) < budget and len(times) < 200):
         start = time.perf_counter()
@@ -45,3 +54,20 @@ def median_seconds(run: Callable[[], object], budget: float) -> float:
         if sum(times) > LONGEST_S:
             break
     return statistics.median(times)
+
+
+def medians_in_turn(runs: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
+    """Median time of each call, one after the other in rounds: what slows the machine meanwhile
+    slows all of them. At least 3 rounds, and up to ``budget`` seconds for each or 200 rounds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    end = time.perf_counter() + budget * len(runs)
+    for rounds in range(200):
+        if rounds >= 3 and time.perf_counter() > end:
+            break
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(some) for name, some in times.items()}

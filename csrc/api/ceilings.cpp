@@ -10,12 +10,25 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Multiply-adds per second times two, in GFLOP/s.
-double fma_peak(int64_t steps, int64_t num_threads) {
+// Multiplications and additions per second, in GFLOP/s; 0 where there is nothing to run.
+double rate(cpu::Products products, int64_t steps, int64_t num_threads) {
+  if (products == nullptr) return 0.0;
   float sink;
   auto start = Clock::now();
-  int64_t operations = kernels().multiply_adds(steps, static_cast<int>(num_threads), &sink);
+  int64_t operations = products(steps, static_cast<int>(num_threads), &sink);
   return static_cast<double>(operations) / seconds_since(start) / 1e9;
+}
+
+double fma_peak(int64_t steps, int64_t num_threads) {
+  return rate(kernels().multiply_adds, steps, num_threads);
+}
+
+double bf16_peak(int64_t steps, int64_t num_threads) {
+  return rate(kernels().pair_products, steps, num_threads);
+}
+
+double tile_peak(int64_t steps, int64_t num_threads) {
+  return rate(kernels().tile_products, steps, num_threads);
 }
 
 // Bytes of a contiguous tensor read per second, in GB/s.
@@ -28,6 +41,8 @@ double read_bandwidth(TensorView x, int64_t num_threads) {
 }
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(fma_peak, fma_peak);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(bf16_peak, bf16_peak);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_peak, tile_peak);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(read_bandwidth, read_bandwidth);
 
 }  // namespace

@@ -26,7 +26,8 @@ namespace {
 constexpr Kernels kKernels{
     MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
     silu_and_mul,         quantise,     permute,        unpermute,
-    quantise_keys,        sparse_mla,   multiply_adds,  read_memory,
+    quantise_keys,        sparse_mla,   multiply_adds,  pair_products,
+    tile_products,        read_memory,
 };
 }  // namespace
 

@@ -10,6 +10,9 @@
 
 namespace mate::cpu {
 
+// Runs `steps` rounds of independent products on each thread; returns the operations done.
+using Products = int64_t (*)(int64_t steps, int threads, float* sink);
+
 struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
@@ -21,7 +24,9 @@ struct Kernels {
   void (*unpermute)(const Unpermute&);
   void (*quantise_keys)(const QuantiseKeys&);
   void (*sparse_mla)(const SparseMla&);
-  int64_t (*multiply_adds)(int64_t steps, int threads, float* sink);
+  Products multiply_adds;
+  Products pair_products;  // bf16 pairs; nullptr where there is no instruction for them
+  Products tile_products;  // bf16 tiles, likewise
   void (*read_memory)(const void* from, int64_t bytes, int threads, float* sink);
 };
 
