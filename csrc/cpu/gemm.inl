@@ -91,7 +91,7 @@ struct GemmUnit {
   void multiply(int64_t first, int64_t cols, int64_t depth) const {
     for (int64_t m = 0; m < u.rows; m += kRows) {
       for (int64_t n = 0; n < cols; n += kCols) {
-        with_rows<kRows>(u.rows - m, [&](auto rows) {
+        with_count<kRows>(u.rows - m, [&](auto rows) {
           dot_tile<rows(), kCols>(a + m * kLd, kLd, b + n * kLd, kLd, depth,
                                   c + m * kLdc + first + n, kLdc);
         });
@@ -125,7 +125,7 @@ struct GemmUnit {
         const int64_t count = std::min(kDepth, g.k - k);
         const char* codes[kStreams];
         codes_at(n, k, count, codes);
-        with_rows<kStreamRows>(u.rows, [&](auto rows) {
+        with_count<kStreamRows>(u.rows, [&](auto rows) {
           stream_tile<type, rows(), kStreams>(a + k, lda, codes, padded(count), ahead, c + n, kLdc);
         });
       }

@@ -198,8 +198,8 @@ struct Bf16Unit {
           write_panel<type>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
                             count, whole_segments(count), kPart * size_of(type));
         }
-        for (int64_t m = 0; m < u.rows; m += kTileRows) {
-          tiles.multiply(tile(m, n, k, count), std::min(kTileRows, u.rows - m));
+        for (int64_t m = 0; m < u.rows; m += kBlockRows) {
+          tiles.multiply(tile(m, n, k, count), std::min(kBlockRows, u.rows - m));
         }
       }
       tiles.finish();

@@ -4,15 +4,6 @@
 constexpr int64_t kTile = 48;  // tokens decoded at a time: 24 KiB of floats at a depth of 128
 static_assert(kTile % kKeyGroup == 0);
 
-// Calls f with `count`, or `most` where that is less, as a compile-time constant.
-template <int most, typename F>
-inline void with_count(int64_t count, const F& f) {
-  if constexpr (most > 1) {
-    if (count < most) return with_count<most - 1>(count, f);
-  }
-  f(std::integral_constant<int, most>());
-}
-
 template <typename F>
 inline void with_code_type(DType type, const F& f) {
   if (type == DType::kE5M2) return f(std::integral_constant<DType, DType::kE5M2>());

@@ -24,10 +24,20 @@ namespace {
 // clang-format on
 
 constexpr Kernels kKernels{
-    MATE_QUOTE(MATE_ISA), grouped_gemm, indexer_scores, top_k,
-    silu_and_mul,         quantise,     permute,        unpermute,
-    quantise_keys,        sparse_mla,   multiply_adds,  pair_products,
-    tile_products,        read_memory,
+    MATE_QUOTE(MATE_ISA),
+    grouped_gemm,
+    indexer_scores,
+    top_k,
+    silu_and_mul,
+    quantise,
+    permute,
+    unpermute,
+    quantise_keys,
+    sparse_mla,
+    multiply_adds,
+    nullptr,
+    nullptr,
+    read_memory,
 };
 }  // namespace
 

@@ -1,6 +1,6 @@
 // What products of BF16 do faster than the kernels of avx512, which serve for the rest. An instance
-// file defines MATE_ISA (the namespace), MATE_TILES and MATE_PRODUCTS (its tiles of products for the
-// indexer and the GEMMs) and includes this.
+// file defines MATE_ISA (the namespace), MATE_TILES and MATE_PRODUCTS (its tiles of products for
+// the indexer and the GEMMs) and includes this.
 #include "cpu/prelude.h"
 
 namespace mate::cpu {
@@ -22,7 +22,7 @@ namespace {
 #include "cpu/gemm_bf16.inl"
 #include "cpu/indexer.inl"
 #include "cpu/indexer_bf16.inl"
-#include "cpu/ceilings.inl"
+#include "cpu/ceilings_bf16.inl"
 // clang-format on
 
 Kernels make_table() {

@@ -26,11 +26,11 @@ inline void with_type(DType type, const F& f) {
   }
 }
 
-// Calls f with the rows of the next tile, at most `most`, as a compile-time constant.
+// Calls f with `count`, or `most` where that is less, as a compile-time constant.
 template <int most, typename F>
-inline void with_rows(int64_t rows, const F& f) {
+inline void with_count(int64_t count, const F& f) {
   if constexpr (most > 1) {
-    if (rows < most) return with_rows<most - 1>(rows, f);
+    if (count < most) return with_count<most - 1>(count, f);
   }
   f(std::integral_constant<int, most>());
 }

@@ -34,4 +34,11 @@ void for_row_runs(int64_t rows, int64_t bytes_per_row, int threads, const Body& 
                [&](int64_t i) { body(i * run, std::min(rows, (i + 1) * run)); });
 }
 
+// Adds to a number that other threads add to as well.
+inline void add_to(std::atomic<float>& total, float x) {
+  float seen = total.load();
+  while (!total.compare_exchange_weak(seen, seen + x)) {
+  }
+}
+
 }  // namespace mate::cpu

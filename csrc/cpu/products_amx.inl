@@ -1,7 +1,7 @@
 // Products of a GEMM in the tile registers of AMX.
 
 // Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
-constexpr int64_t kNarrowRows = 16, kTileRows = 32, kUnitRows = 512, kPart = 256;
+constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 256;
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. What tiles stored is read after
 // the next products were issued: sooner, the reads would wait for them.
@@ -33,7 +33,7 @@ class Tiles {
     for (int64_t s = 0; s < t.segments; s += 4) {
       auto& sums = sums_[next_ ^= 1];
       const int64_t count = std::min<int64_t>(4, t.segments - s);
-      with_rows<4>(count, [&](auto segments) { column<segments()>(t, s, sums); });
+      with_count<4>(count, [&](auto segments) { column<segments()>(t, s, sums); });
       finish();
       pending_ = {t, rows, s, 1, count, &sums};
     }

@@ -1,7 +1,7 @@
 // Products of a GEMM with AVX-512 BF16.
 
 constexpr int64_t kNarrowRows = 3, kUnitRows = 256, kPart = 512;
-constexpr int64_t kTileRows = 12;  // 24 accumulators, of 32 vector registers
+constexpr int64_t kBlockRows = 12;  // 24 accumulators, of 32 vector registers
 
 template <int rows, int groups>
 inline void dot_pairs(const Bf16Tile& t) {
@@ -65,7 +65,7 @@ inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t se
 
 struct Tiles {
   void multiply(const Bf16Tile& t, int64_t rows) {
-    with_rows<kTileRows>(rows, [&](auto count) { dot_pairs<count(), kTileGroups>(t); });
+    with_count<kBlockRows>(rows, [&](auto count) { dot_pairs<count(), kTileGroups>(t); });
   }
   void finish() {}
 };
@@ -75,7 +75,7 @@ template <DType type>
 inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
                            uint32_t* panel, Tiles&) {
   const int64_t streamed = count / (2 * kSegment) * 2;
-  with_rows<kNarrowRows>(rows, [&](auto rows) {
+  with_count<kNarrowRows>(rows, [&](auto rows) {
     for (int64_t s = 0; s < streamed; s += 2) stream_pairs<type, rows()>(t, codes, s);
     if (streamed == t.segments) return;
     const char* left[kPanelLanes];
