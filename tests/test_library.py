@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from mate_plugin.config import Settings
 from mate_plugin.kernels import gemm, library, select
 
 
@@ -47,7 +49,11 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     ran = in_process(code, MATE_PLUGIN_ISA="sse9")
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
-    assert re.search(r"ValueError: MATE_PLUGIN_ISA: expected one of .*scalar.*, got 'sse9'", last)
+    known = re.search(r"ValueError: MATE_PLUGIN_ISA: expected one of (.*), got 'sse9'", last)
+    assert known
+    assert {"auto", *known[1].split(",")} == set(
+        get_args(Settings.model_fields["kernel"].annotation)
+    )
 
 
 def test_a_processor_without_avx2_runs_the_scalar_kernels() -> None:

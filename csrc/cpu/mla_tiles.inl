@@ -34,11 +34,12 @@ inline void dot_products(const float* a, int64_t lda, const float* b, int64_t ld
   }
 }
 
-// scores[t][h] = q[h] . rows[t]; rows and scores are there for whole steps of kSums / heads.
+// scores[t][h] = q[h] . rows[t]; rows and scores are there for whole steps.
 template <int heads>
 inline void score_rows(const float* q, const float* rows, int64_t ld, int64_t count, int64_t depth,
                        float* scores, int64_t lanes) {
-  constexpr int step = kSums / heads;
+  // More than 12 rows side by side are more than the processor reads ahead.
+  constexpr int step = std::min(kSums / heads, 12);
   for (int64_t t = 0; t < count; t += step) {
     float sums[kSums];
     if constexpr (heads > step) {
