@@ -76,15 +76,27 @@ class PanelWriter {
   __m512i high_[2], low_[2];
 };
 
-inline void fetch_lines(const char* const* rows, int64_t count, int64_t offset) {
-  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(rows[i] + offset, 0, 2);
-}
+// What is to be fetched while a panel is read: `lines` cache lines for each step of 64 bytes of it.
+// Where rows of B lie one after the other, the rows of the next panel are fetched in their order,
+// which the memory likes best.
+struct Ahead {
+  const char* const* rows;  // [kPanelLanes] each row further on, or null: in order from `next`
+  const char* next;
+  int64_t offset;
+
+  void fetch(int64_t at) const {
+    for (int64_t i = 0; i < kPanelLanes; ++i) {
+      const char* line = rows != nullptr ? rows[i] + offset + at : next + at * kPanelLanes + i * 64;
+      __builtin_prefetch(line, 0, 2);
+    }
+  }
+};
 
 // dst[0 .. whole / 2)[kPanelLanes] from `count` elements of the rows, zeros after them; whole is a
-// multiple of kSegment. Codes `ahead` bytes further on are fetched for what comes next.
+// multiple of kSegment.
 template <DType type>
 inline void write_panel(uint32_t* dst, const char* const* rows, int64_t count, int64_t whole,
-                        int64_t ahead) {
+                        const Ahead& ahead) {
   constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
   const PanelWriter<type> writer;
   auto convert = [&](const char* const* from, int64_t offset, int64_t k) {
@@ -94,7 +106,7 @@ inline void write_panel(uint32_t* dst, const char* const* rows, int64_t count, i
   };
   int64_t k = 0;
   for (; k + kCodes <= count; k += kCodes) {
-    if (k * kSize % 64 == 0) fetch_lines(rows, kPanelLanes, k * kSize + ahead);
+    if (k * kSize % 64 == 0) ahead.fetch(k * kSize);
     convert(rows, k * kSize, k);
   }
   if (k < count) {

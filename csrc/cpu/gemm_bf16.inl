@@ -171,6 +171,13 @@ struct Bf16Unit {
             kLdc};
   }
 
+  Ahead ahead(const char* const* codes, int64_t n, int64_t k, int64_t size) const {
+    if (!kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
+      return {codes, nullptr, 256 * size};
+    }
+    return {nullptr, codes[0] + (g.k * kPanelLanes + k * (kPanelLanes - 1)) * size, 0};
+  }
+
   // Few rows: they follow the codes along whole rows of B, which is what the memory does best.
   template <DType type>
   void multiply_narrow() {
@@ -180,7 +187,12 @@ struct Bf16Unit {
         const int64_t count = std::min(kNarrowPart, g.k - k);
         const char* codes[kPanelLanes];
         find_codes(codes, n, k);
-        multiply_codes<type>(tile(0, n, k, count), u.rows, codes, count, panel, tiles);
+        // Two panels take turns, as one may still be multiplied when the next is written.
+        uint32_t* to = panel + k / kNarrowPart % 2 * kNarrowPart / 2 * kPanelLanes;
+        Bf16Tile part = tile(0, n, k, count);
+        part.b = to;
+        multiply_codes<type>(part, u.rows, codes, count, ahead(codes, n, k, size_of(type)), to,
+                             tiles);
       }
       tiles.finish();
     }
@@ -196,7 +208,8 @@ struct Bf16Unit {
         find_codes(codes, n, k);
         for (int group = 0; group < kTileGroups; ++group) {
           write_panel<type>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
-                            count, whole_segments(count), kPart * size_of(type));
+                            count, whole_segments(count),
+                            {codes + group * kPanelLanes, nullptr, kPart * size_of(type)});
         }
         for (int64_t m = 0; m < u.rows; m += kBlockRows) {
           tiles.multiply(tile(m, n, k, count), std::min(kBlockRows, u.rows - m));

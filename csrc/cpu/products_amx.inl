@@ -2,9 +2,11 @@
 
 // Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
 constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 256;
+constexpr bool kFetchInOrder = true;
 
-// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. What tiles stored is read after
-// the next products were issued: sooner, the reads would wait for them.
+// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. Sums leave the tiles a step
+// late, behind the reads of the sums before: reads after a store that still waits for its products
+// wait too.
 class Tiles {
  public:
   ~Tiles() {
@@ -15,14 +17,16 @@ class Tiles {
   void multiply(const Bf16Tile& t, int64_t rows) {
     set(rows);
     for (int64_t s = 0; s < t.segments; ++s) {
-      auto& sums = sums_[next_ ^= 1];
       if (rows > 16) {
-        square<true>(t, s, sums);
+        square<true>(t, s);
       } else {
-        square<false>(t, s, sums);
+        square<false>(t, s);
       }
-      finish();
-      pending_ = {t, rows, s, kTileGroups, 1, &sums};
+      add_sums();
+      each<4>([&](auto i) {
+        if (i() < 2 || rows > 16) tile_store<i()>(sums_[i()], 64);
+      });
+      stored_ = {t, rows, s, kTileGroups, 1};
     }
   }
 
@@ -31,35 +35,48 @@ class Tiles {
   void multiply_narrow(const Bf16Tile& t, int64_t rows) {
     set(rows);
     for (int64_t s = 0; s < t.segments; s += 4) {
-      auto& sums = sums_[next_ ^= 1];
       const int64_t count = std::min<int64_t>(4, t.segments - s);
-      with_count<4>(count, [&](auto segments) { column<segments()>(t, s, sums); });
-      finish();
-      pending_ = {t, rows, s, 1, count, &sums};
+      with_count<4>(count, [&](auto segments) {
+        column<segments()>(t, s);
+        add_sums();
+        each<segments()>([&](auto i) { tile_store<i()>(sums_[i()], 64); });
+      });
+      stored_ = {t, rows, s, 1, count};
     }
+  }
+
+  // The same for the panel before: the last one is still on its way to the cache.
+  void multiply_narrow_late(const Bf16Tile& t, int64_t rows) {
+    if (late_rows_ > 0) multiply_narrow(late_, late_rows_);
+    late_ = t;
+    late_rows_ = rows;
   }
 
   // Adds what is not in the sums yet.
   void finish() {
-    const Pending& p = pending_;
-    for (int64_t m = 0; m < p.rows; ++m) {
-      for (int64_t i = 0; i < p.groups; ++i) {
-        add_scaled(p.tile, m, i, p.segment, _mm512_load_ps((*p.sums)[m / 16 * 2 + i][m % 16]));
-      }
-      for (int64_t i = 1; i < p.segments; ++i) {
-        add_scaled(p.tile, m, 0, p.segment + i, _mm512_load_ps((*p.sums)[i][m]));
-      }
-    }
-    pending_.rows = 0;
+    if (late_rows_ > 0) multiply_narrow(late_, late_rows_);
+    late_rows_ = 0;
+    add_sums();
   }
 
  private:
-  using Sums = float[4][16][16];
-  struct Pending {
+  struct Stored {
     Bf16Tile tile;
     int64_t rows, segment, groups, segments;
-    const Sums* sums;
   };
+
+  void add_sums() {
+    const Stored& p = stored_;
+    for (int64_t m = 0; m < p.rows; ++m) {
+      for (int64_t i = 0; i < p.groups; ++i) {
+        add_scaled(p.tile, m, i, p.segment, _mm512_load_ps(sums_[m / 16 * 2 + i][m % 16]));
+      }
+      for (int64_t i = 1; i < p.segments; ++i) {
+        add_scaled(p.tile, m, 0, p.segment + i, _mm512_load_ps(sums_[i][m]));
+      }
+    }
+    stored_.rows = 0;
+  }
 
   void set(int64_t wanted) {
     if (wanted == rows_) return;
@@ -81,7 +98,7 @@ class Tiles {
   }
 
   template <bool both>
-  static void square(const Bf16Tile& t, int64_t segment, Sums& sums) {
+  static void square(const Bf16Tile& t, int64_t segment) {
     const uint16_t* a = t.a + segment * kSegment;
     const uint32_t* b = t.b + segment * kSegment / 2 * kPanelLanes;
     tile_zero<0>();
@@ -102,16 +119,10 @@ class Tiles {
         tile_product<3, 5, 7>();
       }
     }
-    tile_store<0>(sums[0], 64);
-    tile_store<1>(sums[1], 64);
-    if constexpr (both) {
-      tile_store<2>(sums[2], 64);
-      tile_store<3>(sums[3], 64);
-    }
   }
 
   template <int segments>
-  static void column(const Bf16Tile& t, int64_t segment, Sums& sums) {
+  static void column(const Bf16Tile& t, int64_t segment) {
     each<segments>([](auto i) { tile_zero<i()>(); });
     for (int64_t k = 0; k < kSegment; k += 32) {
       each<segments>([&](auto i) {
@@ -121,7 +132,6 @@ class Tiles {
         tile_product<i(), 4 + i() % 2, 6 + i() % 2>();
       });
     }
-    each<segments>([&](auto i) { tile_store<i()>(sums[i()], 64); });
   }
 
   template <int count, typename F>
@@ -130,16 +140,16 @@ class Tiles {
     f(std::integral_constant<int, count - 1>());
   }
 
-  alignas(64) Sums sums_[2];
-  Pending pending_{};
-  int64_t rows_ = -1;
-  int next_ = 0;
+  alignas(64) float sums_[4][16][16];
+  Stored stored_{};
+  Bf16Tile late_{};
+  int64_t late_rows_ = 0, rows_ = -1;
 };
 
 // Codes of one group of columns times up to kNarrowRows rows.
 template <DType type>
 inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
-                           uint32_t* panel, Tiles& tiles) {
-  write_panel<type>(panel, codes, count, t.segments * kSegment, count * size_of(type));
-  tiles.multiply_narrow(t, rows);
+                           const Ahead& ahead, uint32_t* panel, Tiles& tiles) {
+  write_panel<type>(panel, codes, count, t.segments * kSegment, ahead);
+  tiles.multiply_narrow_late(t, rows);
 }
