@@ -83,13 +83,13 @@ struct Bf16Unit {
   const Bf16Rows& rows;
   const Unit& u;
   const Group& g;
-  uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes]
+  uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes] or two narrow ones
   float *scale, *col_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
   Tiles tiles;
 
   static constexpr int64_t kLdc = kBlockN + 16, kNarrowPart = 512;
   static constexpr int64_t kPanelFloats =
-      std::max(kPart * kPanelCols, kNarrowPart* kPanelLanes) / 2;
+      std::max(kPart * kPanelCols, 2 * kNarrowPart * kPanelLanes) / 2;
 
   int64_t segments() const { return ceil_div(g.k, kSegment); }
 
