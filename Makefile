@@ -23,8 +23,8 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang lint format build wheel bench \
-	bench-moe bench-served roofline clean distclean
+.PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang sanitize lint format build \
+	wheel bench bench-moe bench-served roofline clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test $(STAMPS)/core $(STAMPS)/vllm ## tests with SGLang, vLLM beside it (minutes)
 	$(STEP) "Tests (serving through SGLang)"
 	$(SGLANG_VENV)/bin/python -m pytest tests/sglang -q $(ARGS)
+
+sanitize: $(STAMPS)/core $(STAMPS)/test ## the kernels' tests under AddressSanitizer and ThreadSanitizer
+	$(PY) tools/sanitize.py $(ARGS)
 
 lint: $(STAMPS)/core $(STAMPS)/lint ## formatting, lint and types
 	$(STEP) "Lint"

@@ -20,13 +20,14 @@ Operand operand(const TensorView& x, int64_t tag) {
   return {data<const void>(x), dtype(tag), d > 0 ? x.stride(0) : 0, x.stride(d), x.stride(d + 1)};
 }
 
-// [rows or row blocks, k blocks] with or without a group dimension; a granularity of 0 means the
-// whole dimension.
+// [rows or row blocks, k blocks] with or without a group dimension, or one element of any rank; a
+// granularity of 0 means the whole dimension.
 Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block) {
   auto blocks = [](int64_t block) { return block > 0 ? block : INT64_MAX; };
   if (!s.has_value()) return {nullptr, 0, 0, 0, 1, blocks(k_block)};
   const TensorView x = *s;
   int d = x.ndim() - 2;
+  if (d < 0) return {data<const float>(x), 0, 0, 0, blocks(row_block), blocks(k_block)};
   return {data<const float>(x), d > 0 ? step(x, 0) : 0, step(x, d),
           step(x, d + 1),       blocks(row_block),      blocks(k_block)};
 }
@@ -116,12 +117,14 @@ void batched_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor 
                   int64_t b_tag, int64_t c_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
                   int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("batched_gemm");
+  // One product of matrices, or a batch of them.
+  const int d = a.ndim() - 2;
   std::vector<Group> groups;
-  for (int64_t e = 0; e < a.size(0); ++e) {
-    groups.push_back({e, 0, a.size(1), nullptr, e, 0, a.size(2), 0});
+  for (int64_t e = 0; e < (d > 0 ? a.size(0) : 1); ++e) {
+    groups.push_back({e, 0, a.size(d), nullptr, e, 0, a.size(d + 1), 0});
   }
   GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(d));
   if (c.has_value()) p.out.c = operand(*c, c_tag);
   p.out.divisor = data<const float>(divisor);
   p.out.scale = data<float>(out_scale);

@@ -50,6 +50,7 @@ void write_rows(const WriteRows& p) {
       char* to =
           p.cache + slot / p.block_size * p.block_stride + slot % p.block_size * p.row_stride;
       for (const WriteRows::Part& part : p.parts) {
+        if (part.bytes == 0) continue;  // its tensor has no memory
         std::memcpy(to, part.data + i * part.row_stride, part.bytes);
         to += part.bytes;
       }

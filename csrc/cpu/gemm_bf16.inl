@@ -54,6 +54,7 @@ class Bf16Rows {
 
  private:
   void write(uint16_t* dst, const Group& g, int64_t row) const {
+    if (g.k == 0) return;  // A has no memory
     const char* src = element(p_.a, g.a_group, row, 0);
     if (p_.a.type == DType::kBF16 && p_.a.k_stride == 1) {
       std::memcpy(dst, src, g.k * sizeof(uint16_t));

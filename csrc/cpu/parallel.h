@@ -1,7 +1,12 @@
 // Loops over the threads of the OpenMP runtime that the host process has loaded.
 #pragma once
 
+#ifdef __SANITIZE_THREAD__
+#include <thread>
+#include <vector>
+#else
 #include <omp.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -19,9 +24,21 @@ void parallel_for(int64_t count, int threads, const Body& body) {
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
+#ifdef __SANITIZE_THREAD__
+  // ThreadSanitizer does not see the barriers of an OpenMP runtime. Items are dealt out in turn: if
+  // taken by whoever is free, those of a small case would all run on one thread and race with none.
+  const auto share = [&](int64_t i) {
+    for (; i < count; i += threads) body(i);
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(share, t);
+  share(0);
+  for (std::thread& other : others) other.join();
+#else
   std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
   for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+#endif
 }
 
 // Runs body(first, last) over runs of rows, each of at least kRunBytes where there are as many.

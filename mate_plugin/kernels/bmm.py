@@ -62,6 +62,9 @@ def bmm_fp16(
     return run(a, None, b.transpose(1, 2), None, out, 0, 0, c)
 
 
+# How A is scaled, per granularity; types of a result that has a scale of its own.
+_BMM_FP8_KINDS = {_PER_TENSOR: "tensor", (1, -1, -1): "rows"}
+_HALF_OR_E4M3 = (*HALF, torch.float8_e4m3fn)
 _BMM_FP8 = {
     kind: contract(
         "batched_gemm",
@@ -111,15 +114,12 @@ def bmm_fp8(
         TypeError, ValueError, NotImplementedError: as :func:`bmm_fp16`.
     """
     choice("backend", backend, BACKENDS)
-    table = {_PER_TENSOR: "tensor", (1, -1, -1): "rows"}
-    kind = granularity(scale_granularity_mnk, table, _PER_TENSOR)
+    kind = granularity(scale_granularity_mnk, _BMM_FP8_KINDS, _PER_TENSOR)
     if kind == "rows" and isinstance(b_scale, torch.Tensor) and b_scale.dim() == 3:
         kind = "rows and batches"
-    check_out_type(out, out_dtype, HALF if output_scale is None else (*HALF, torch.float8_e4m3fn))
+    check_out_type(out, out_dtype, HALF if output_scale is None else _HALF_OR_E4M3)
     _BMM_FP8[kind](a, a_scale, b, b_scale, out, output_scale)
     if out is None:
         shape = (a.shape[0], a.shape[1], b.shape[2])
         out = torch.empty(shape, dtype=out_dtype, device=a.device)
-    sa = a_scale if kind != "tensor" else a_scale.reshape(1, 1, 1)
-    sb = b_scale.reshape(-1, 1, 1)
-    return run(a, sa, b.transpose(1, 2), sb, out, 0, 0, divisor=output_scale)
+    return run(a, a_scale, b.transpose(1, 2), b_scale, out, 0, 0, divisor=output_scale)

@@ -36,7 +36,7 @@ def run(
     divisor: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Call the core on 3-D operands (batch, rows, K) that satisfy their contract."""
+    """Call the core on operands ([batch,] rows, K) that satisfy their contract."""
     gemm_ops.batched_gemm(
         a,
         sa,

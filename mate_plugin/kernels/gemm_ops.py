@@ -1,6 +1,7 @@
 """The compiled GEMM entries. Operands are logical (rows, K) views; every entry writes ``out``.
 
-Scale dimensions of size 1 broadcast. A granularity of 0 is the whole dimension.
+Scale dimensions of size 1 broadcast; a scale of one element may have any rank. A granularity of 0
+is the whole dimension.
 """
 
 from __future__ import annotations

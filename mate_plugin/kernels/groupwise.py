@@ -124,25 +124,11 @@ def nt_product(
     out_scale: torch.Tensor | None = None,
 ) -> None:
     """``out = (a * a_scale) @ (b * b_scale).T (+ c)`` on checked 2-D operands."""
-    if a_scale is not None:
-        a_scale = _as_rows(a_scale, kind != "tensor", mn_major).unsqueeze(0)
-    run(
-        a.unsqueeze(0),
-        a_scale,
-        b.unsqueeze(0),
-        _as_rows(b_scale, kind == "blocks", mn_major).unsqueeze(0),
-        out.unsqueeze(0),
-        gran_n,
-        gran_k,
-        None if c is None else c.unsqueeze(0),
-        out_scale=out_scale,
-    )
-
-
-def _as_rows(scale: torch.Tensor, blocks: bool, mn_major: bool) -> torch.Tensor:
-    if not blocks:
-        return scale.reshape(1, 1)
-    return scale.t() if mn_major else scale
+    if mn_major and a_scale is not None and kind != "tensor":
+        a_scale = a_scale.t()
+    if mn_major and kind == "blocks":
+        b_scale = b_scale.t()
+    run(a, a_scale, b, b_scale, out, gran_n, gran_k, c, out_scale=out_scale)
 
 
 _W8A16 = {

@@ -65,7 +65,7 @@ def torch_threads() -> int:
 
 def stream(tensor: torch.Tensor) -> int:
     """Handle of the stream that work on ``tensor`` is queued to; 0 on a CPU."""
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         return 0
     raise NotImplementedError(f"no kernels for device {tensor.device.type!r} in this build")
 

@@ -74,7 +74,7 @@ def launch(
     counts_name: str = "masked_tokens_info",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, int, int]:
     """Run on arguments that satisfy their contract; allocates what is missing."""
-    gran_n, gran_k, per_tensor = grain
+    gran_n, gran_k, _ = grain
     num_experts, rows, _ = a.shape
     if index_checks_enabled():
         check_counts(counts_name, counts, rows, each=True)
@@ -83,9 +83,6 @@ def launch(
     if enable_overlap and signal is None:
         size = num_experts * ceil_div(rows, SIGNAL_ROWS)
         signal = torch.zeros(size, dtype=torch.int32, device=a.device)
-    if per_tensor:
-        sa = None if sa is None else sa.reshape(1, 1, 1)
-        sb = None if sb is None else sb.reshape(-1, 1, 1)
     gemm_ops.masked_gemm(
         a,
         sa,

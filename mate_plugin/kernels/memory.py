@@ -36,8 +36,8 @@ def overlaps(
         start = x.data_ptr()
         if start >= high:
             continue
-        span = _span(x)
-        if span == 0 or low == high or start + span <= low:
+        span = x.nbytes if x.is_contiguous() else _span(x)
+        if start + span <= low or span == 0 or low == high:
             continue
         if allow_same and same(out, x):
             continue

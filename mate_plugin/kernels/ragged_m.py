@@ -123,9 +123,6 @@ def launch(
     if b_is_n:
         b = b.transpose(1, 2)
         sb = sb if sb is None or per_tensor else sb.transpose(1, 2)
-    if per_tensor:
-        sa = None if sa is None else sa.reshape(1, 1)
-        sb = None if sb is None else sb.reshape(-1, 1, 1)
     gemm_ops.ragged_m_gemm(
         a,
         sa,
