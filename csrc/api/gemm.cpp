@@ -1,36 +1,14 @@
 // Entry points of the GEMM family: tensors to plain structs, one call. Arguments were checked in
 // Python (mate_plugin/kernels); every operand is a logical NT view, strides are honoured.
 #include <algorithm>
-#include <climits>
 #include <vector>
 
 #include "api/entry.h"
 #include "api/groups.h"
+#include "api/operands.h"
 
 namespace mate::api {
 namespace {
-
-using OptionalTensor = Optional<TensorView>;
-
-DType dtype(int64_t tag) { return static_cast<DType>(tag); }
-
-// [rows, k] shared by all groups, or [groups, rows, k].
-Operand operand(const TensorView& x, int64_t tag) {
-  int d = x.ndim() - 2;
-  return {data<const void>(x), dtype(tag), d > 0 ? x.stride(0) : 0, x.stride(d), x.stride(d + 1)};
-}
-
-// [rows or row blocks, k blocks] with or without a group dimension, or one element of any rank; a
-// granularity of 0 means the whole dimension.
-Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block) {
-  auto blocks = [](int64_t block) { return block > 0 ? block : INT64_MAX; };
-  if (!s.has_value()) return {nullptr, 0, 0, 0, 1, blocks(k_block)};
-  const TensorView x = *s;
-  int d = x.ndim() - 2;
-  if (d < 0) return {data<const float>(x), 0, 0, 0, blocks(row_block), blocks(k_block)};
-  return {data<const float>(x), d > 0 ? step(x, 0) : 0, step(x, d),
-          step(x, d + 1),       blocks(row_block),      blocks(k_block)};
-}
 
 Output output(const TensorView& out, int64_t tag) {
   int d = out.ndim() - 2;

@@ -1,31 +1,17 @@
 // Entry points of the pieces around the GEMMs of a layer: tensors to plain structs, one call.
 // Arguments were checked in Python (mate_plugin/kernels/quant.py, moe.py).
-#include <limits>
 #include <vector>
 
 #include "api/entry.h"
+#include "api/operands.h"
 #include "cpu/route.h"
 #include "piece_params.h"
 
 namespace mate::api {
 namespace {
 
-using OptionalTensor = Optional<TensorView>;
-
-Matrix matrix(const TensorView& x, int64_t tag) {
-  return {data<void>(x), static_cast<DType>(tag), x.stride(0)};
-}
-
-// A limit below zero is none.
 SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
-  float cut = limit < 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(limit);
-  return {matrix(x, tag), cut, rounded};
-}
-
-SlotWeights slot_weights(const OptionalTensor& weights, int64_t tag) {
-  if (!weights.has_value()) return {nullptr, DType::kF32, 0, 0};
-  const TensorView w = *weights;
-  return {data<const void>(w), static_cast<DType>(tag), w.stride(0), w.stride(1)};
+  return {matrix(x, tag), swiglu_limit(limit), rounded};
 }
 
 void silu_and_mul(TensorView x, TensorView out, double limit, int64_t tag, int64_t num_threads,
@@ -70,18 +56,7 @@ void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView row_of
                TensorView ends, TensorView expert_of_row, int64_t alignment, int64_t capacity,
                int64_t /*num_threads*/, int64_t /*stream*/) {
   MATE_COUNT_CALL("moe_route");
-  cpu::Choices choices{};
-  choices.ids = data<const void>(topk_ids);
-  choices.is_64_bit = topk_ids.dtype().bits == 64;
-  choices.row_stride = topk_ids.stride(0);
-  choices.col_stride = topk_ids.stride(1);
-  choices.num_tokens = topk_ids.size(0);
-  choices.topk = topk_ids.size(1);
-  if (expert_map.has_value()) {
-    choices.expert_map = data<const int32_t>(expert_map);
-    choices.map_stride = (*expert_map).stride(0);
-    choices.num_global = (*expert_map).size(0);
-  }
+  const cpu::Choices choices = expert_choices(topk_ids, expert_map);
   cpu::Layout layout{data<int32_t>(row_of),
                      data<int32_t>(counts),
                      data<int32_t>(ends),

@@ -1,5 +1,11 @@
 // From float32 sums of one row to the output: column scales, addend, divisor, rounding.
 
+// Sums of a unit: a row of them takes kLdc floats, as the last tile may reach past its end.
+constexpr int64_t kLdc = kBlockN + 16;
+// Between rows of 16-bit numbers that stand for an operand: whole segments of k, and not a power of
+// two apart, which would let them share cache sets.
+inline int64_t packed_ld(int64_t k) { return ceil_div(k, 128) * 128 + 32; }
+
 inline void store_row(void* dst, DType type, const float* src, int64_t count) {
   int64_t n = 0;
   switch (type) {

@@ -4,9 +4,8 @@
 // rows of A, and once into L1 for more.
 
 constexpr int64_t kDepth = 512;  // k range kept in cache at a time, a multiple of 128
-// Apart in memory, so that rows fall into different cache sets; the last tile of a row of sums may
-// reach past its end.
-constexpr int64_t kLd = kDepth + 16, kLdc = kBlockN + 16;
+// Apart in memory, so that rows fall into different cache sets.
+constexpr int64_t kLd = kDepth + 16;
 // Decoded columns of B that stay in L1 beside a tile of rows of A.
 constexpr int64_t kPanelCols = 2 * kCols;
 constexpr int64_t kBRows = 3 * kBand;
@@ -17,6 +16,10 @@ struct GemmUnit {
   const Unit& u;
   const Group& g;
   float *a, *b, *c;  // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
+
+  // Floats of scratch beside c.
+  int64_t floats() const { return a_floats() + kBRows * kLd; }
+  int64_t a_floats() const { return u.rows * (streams_b() ? padded(g.k) : kLd); }
 
   // Scales of B by column cannot be folded into A: they go into B, or to the end where they do
   // not depend on k.
@@ -139,34 +142,35 @@ struct GemmUnit {
     } else {
       decode_once();
     }
-    for (int64_t m = 0; m < u.rows; ++m) {
-      float* sums = c + m * kLdc;
-      if (scales_at_end()) {
-        for (int64_t n = 0; n < u.cols; ++n) {
-          sums[n] *= scale_at(p.b_scale, g.weight, u.col_first + n, 0);
-        }
+    for (int64_t m = 0; m < u.rows && scales_at_end(); ++m) {
+      for (int64_t n = 0; n < u.cols; ++n) {
+        c[m * kLdc + n] *= scale_at(p.b_scale, g.weight, u.col_first + n, 0);
       }
-      finish_row(p, g, row(m), u.col_first, u.cols, sums);
     }
-    finish_unit(p, u);
   }
 };
 
-// Floats of scratch that a unit needs: A, B and C.
-inline int64_t a_floats(const GemmUnit& unit) {
-  return unit.u.rows * (unit.streams_b() ? padded(unit.g.k) : kLd);
+// What units share: nothing, each packs its own rows of A.
+struct PackedRows {
+  explicit PackedRows(const GroupedGemm&) {}
+  int64_t bytes() const { return 0; }
+  int64_t count() const { return 0; }
+  int64_t bytes_per_row() const { return 0; }
+  void place(void*) {}
+  void adopt(const uint16_t*, int64_t) {}
+  void write(int64_t, int64_t) const {}
+};
+
+constexpr int64_t kUnitRows = kBlockM;
+
+inline int64_t unit_floats(const GroupedGemm& p, const Unit& u) {
+  return GemmUnit{p, u, *u.group, nullptr, nullptr, nullptr}.floats();
 }
 
-void grouped_gemm(const GroupedGemm& p) {
-  const Schedule schedule(p, p.signal.data != nullptr || p.out.scale != nullptr);
-  parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
-    const Unit unit = schedule.at(i);
-    GemmUnit work{p, unit, *unit.group, nullptr, nullptr, nullptr};
-    const int64_t floats = a_floats(work);
-    work.a =
-        static_cast<float*>(scratch((floats + kBRows * kLd + unit.rows * kLdc) * sizeof(float)));
-    work.b = work.a + floats;
-    work.c = work.b + kBRows * kLd;
-    work.run();
-  });
+// c[rows, kLdc] = the sums of a unit.
+inline void unit_sums(const GroupedGemm& p, const PackedRows&, const Unit& u, float* buffer,
+                      float* c) {
+  GemmUnit work{p, u, *u.group, buffer, nullptr, c};
+  work.b = buffer + work.a_floats();
+  work.run();
 }

@@ -21,27 +21,37 @@ inline bool takes_bf16(const GroupedGemm& p) {
   return true;
 }
 
-// Rows of A in BF16, one after the other, padded with zeros to whole segments.
-class Bf16Rows {
+// Rows of A in BF16, padded with zeros to whole segments, one after the other for all units.
+class PackedRows {
  public:
-  explicit Bf16Rows(const GroupedGemm& p) : p_(p) {
+  explicit PackedRows(const GroupedGemm& p) : p_(p) {
     first_.reserve(p.num_groups + 1);
     first_.push_back(0);
     for (int64_t g = 0; g < p.num_groups; ++g) {
       first_.push_back(first_.back() + p.groups[g].count);
-      ld_ = std::max(ld_, whole_segments(p.groups[g].k));
+      ld_ = std::max(ld_, packed_ld(p.groups[g].k));
     }
-    // Rows a power of two apart would share cache sets.
-    ld_ += 32;
-    rows_ = static_cast<uint16_t*>(shared_scratch(first_.back() * ld_ * sizeof(uint16_t)));
-    for_row_runs(first_.back(), ld_ * 2, p.num_threads, [&](int64_t first, int64_t last) {
-      int64_t g = std::upper_bound(first_.begin(), first_.end(), first) - first_.begin() - 1;
-      for (int64_t i = first; i < last; ++i) {
-        while (i >= first_[g + 1]) ++g;
-        const Group& group = p_.groups[g];
-        write(rows_ + i * ld_, group, row_of(group, i - first_[g]));
-      }
-    });
+  }
+
+  int64_t bytes() const { return count() * bytes_per_row(); }
+  int64_t count() const { return adopted_ ? 0 : first_.back(); }
+  int64_t bytes_per_row() const { return ld_ * static_cast<int64_t>(sizeof(uint16_t)); }
+  // Where write() puts them.
+  void place(void* memory) { rows_ = static_cast<uint16_t*>(memory); }
+  // Takes rows that are in this form already.
+  void adopt(const uint16_t* rows, int64_t ld) {
+    rows_ = const_cast<uint16_t*>(rows);
+    ld_ = ld;
+    adopted_ = true;
+  }
+
+  void write(int64_t first, int64_t last) const {
+    int64_t g = std::upper_bound(first_.begin(), first_.end(), first) - first_.begin() - 1;
+    for (int64_t i = first; i < last; ++i) {
+      while (i >= first_[g + 1]) ++g;
+      const Group& group = p_.groups[g];
+      write(rows_ + i * ld_, group, row_of(group, i - first_[g]));
+    }
   }
 
   static int64_t row_of(const Group& g, int64_t i) {
@@ -75,38 +85,37 @@ class Bf16Rows {
   const GroupedGemm& p_;
   std::vector<int64_t> first_;  // [num_groups + 1] first row of each group
   int64_t ld_ = 0;
-  uint16_t* rows_;
+  uint16_t* rows_ = nullptr;
+  bool adopted_ = false;
 };
 
 // One unit of work: its operands, its buffers and the steps.
 struct Bf16Unit {
   const GroupedGemm& p;
-  const Bf16Rows& rows;
+  const PackedRows& rows;
   const Unit& u;
   const Group& g;
   uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes] or two narrow ones
   float *scale, *col_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
   Tiles tiles;
 
-  static constexpr int64_t kLdc = kBlockN + 16, kNarrowPart = 512;
+  static constexpr int64_t kNarrowPart = 512;
   static constexpr int64_t kPanelFloats =
       std::max(kPart * kPanelCols, 2 * kNarrowPart * kPanelLanes) / 2;
 
   int64_t segments() const { return ceil_div(g.k, kSegment); }
 
   static int64_t floats(const Unit& u) {
-    const int64_t segments = ceil_div(u.group->k, kSegment);
-    return kPanelFloats + segments * (u.rows + kPanelCols) + u.rows * kLdc;
+    return kPanelFloats + ceil_div(u.group->k, kSegment) * (u.rows + kPanelCols);
   }
 
-  Bf16Unit(const GroupedGemm& p, const Bf16Rows& rows, const Unit& u, float* buffer)
-      : p(p), rows(rows), u(u), g(*u.group), panel(reinterpret_cast<uint32_t*>(buffer)) {
+  Bf16Unit(const GroupedGemm& p, const PackedRows& rows, const Unit& u, float* buffer, float* c)
+      : p(p), rows(rows), u(u), g(*u.group), panel(reinterpret_cast<uint32_t*>(buffer)), c(c) {
     scale = buffer + kPanelFloats;
     col_scale = scale + segments() * u.rows;
-    c = col_scale + segments() * kPanelCols;
   }
 
-  int64_t row(int64_t i) const { return Bf16Rows::row_of(g, u.row_first + i); }
+  int64_t row(int64_t i) const { return PackedRows::row_of(g, u.row_first + i); }
 
   // to[i * step] = the scale of segment i for one row of an operand.
   void put_scales(float* to, int64_t step, const Scales& s, int64_t group, int64_t row) const {
@@ -230,20 +239,13 @@ struct Bf16Unit {
         multiply<type()>();
       }
     });
-    for (int64_t m = 0; m < u.rows; ++m) {
-      finish_row(p, g, row(m), u.col_first, u.cols, c + m * kLdc);
-    }
-    finish_unit(p, u);
   }
 };
 
-void grouped_gemm(const GroupedGemm& p) {
-  if (!takes_bf16(p)) return avx512::table().grouped_gemm(p);
-  const Bf16Rows rows(p);
-  const Schedule schedule(p, p.signal.data != nullptr || p.out.scale != nullptr, kUnitRows);
-  parallel_for(schedule.size(), p.num_threads, [&](int64_t i) {
-    const Unit unit = schedule.at(i);
-    auto* buffer = static_cast<float*>(scratch(Bf16Unit::floats(unit) * sizeof(float)));
-    Bf16Unit(p, rows, unit, buffer).run();
-  });
+inline int64_t unit_floats(const GroupedGemm&, const Unit& u) { return Bf16Unit::floats(u); }
+
+// c[rows, kLdc] = the sums of a unit.
+inline void unit_sums(const GroupedGemm& p, const PackedRows& rows, const Unit& u, float* buffer,
+                      float* c) {
+  Bf16Unit(p, rows, u, buffer, c).run();
 }

@@ -11,33 +11,29 @@ namespace {
 #include "cpu/epilogue.inl"
 #include "cpu/gemm_tiles.inl"
 #include "cpu/gemm.inl"
+#include "cpu/gemm_units.inl"
 #include "cpu/indexer.inl"
 #include "cpu/indexer_f32.inl"
 #include "cpu/radix.inl"
 #include "cpu/topk.inl"
+#include "cpu/quant_rows.inl"
 #include "cpu/quant.inl"
 #include "cpu/indexer_cache.inl"
+#include "cpu/slots.inl"
 #include "cpu/moe.inl"
+#include "cpu/moe_fused.inl"
 #include "cpu/mla_tiles.inl"
 #include "cpu/sparse_mla.inl"
 #include "cpu/ceilings.inl"
 // clang-format on
 
+void grouped_gemm(const GroupedGemm& p) { multiply_grouped(p); }
+void fused_experts(const FusedExperts& p) { FusedLayer(p).run(); }
+
 constexpr Kernels kKernels{
-    MATE_QUOTE(MATE_ISA),
-    grouped_gemm,
-    indexer_scores,
-    top_k,
-    silu_and_mul,
-    quantise,
-    permute,
-    unpermute,
-    quantise_keys,
-    sparse_mla,
-    multiply_adds,
-    nullptr,
-    nullptr,
-    read_memory,
+    MATE_QUOTE(MATE_ISA), grouped_gemm,  fused_experts, indexer_scores, top_k,
+    silu_and_mul,         quantise,      permute,       unpermute,      quantise_keys,
+    sparse_mla,           multiply_adds, nullptr,       nullptr,        read_memory,
 };
 }  // namespace
 

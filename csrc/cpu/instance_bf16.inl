@@ -20,15 +20,32 @@ namespace {
 #include "cpu/bf16_products.inl"
 #include MATE_PRODUCTS
 #include "cpu/gemm_bf16.inl"
+#include "cpu/gemm_units.inl"
+#include "cpu/quant_rows.inl"
+#include "cpu/slots.inl"
+#include "cpu/moe_fused.inl"
 #include "cpu/indexer.inl"
 #include "cpu/indexer_bf16.inl"
 #include "cpu/ceilings_bf16.inl"
 // clang-format on
 
+void grouped_gemm(const GroupedGemm& p) {
+  if (!takes_bf16(p)) return avx512::table().grouped_gemm(p);
+  multiply_grouped(p);
+}
+
+void fused_experts(const FusedExperts& p) {
+  const bool takes = takes_bf16(p.gate) && takes_bf16(p.up) && fits_bf16(p.type) &&
+                     fits_bf16(p.down.b.type) && p.down.b.k_stride == 1;
+  if (!takes) return avx512::table().fused_experts(p);
+  FusedLayer(p).run();
+}
+
 Kernels make_table() {
   Kernels kernels = avx512::table();
   kernels.name = MATE_QUOTE(MATE_ISA);
   kernels.grouped_gemm = grouped_gemm;
+  kernels.fused_experts = fused_experts;
   kernels.indexer_scores = indexer_scores;
   kernels.pair_products = pair_products;
   kernels.tile_products = tile_products;

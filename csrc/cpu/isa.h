@@ -4,6 +4,7 @@
 #include "cache_params.h"
 #include "indexer_params.h"
 #include "mla_params.h"
+#include "moe_params.h"
 #include "params.h"
 #include "piece_params.h"
 #include "topk_params.h"
@@ -16,6 +17,7 @@ using Products = int64_t (*)(int64_t steps, int threads, float* sink);
 struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
+  void (*fused_experts)(const FusedExperts&);
   void (*indexer_scores)(const IndexerScores&);
   void (*top_k)(const TopK&);
   void (*silu_and_mul)(const SiluAndMul&);

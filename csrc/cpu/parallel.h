@@ -41,12 +41,53 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 #endif
 }
 
+// Items of work that may run side by side.
+template <typename Body>
+struct Items {
+  int64_t count;
+  const Body& body;
+};
+
+template <typename Body>
+Items<Body> items(int64_t count, const Body& body) {
+  return {count, body};
+}
+
+// Runs steps one after the other on the same threads; each sees all that the one before has done.
+template <typename... Bodies>
+void parallel_steps(int threads, const Items<Bodies>&... steps) {
+#ifdef __SANITIZE_THREAD__
+  (parallel_for(steps.count, threads, steps.body), ...);
+#else
+  const int64_t most = std::max({int64_t{1}, steps.count...});
+  if (threads > most) threads = static_cast<int>(most);
+  if (threads <= 1) return (parallel_for(steps.count, 1, steps.body), ...);
+  std::atomic<int64_t> next[sizeof...(steps)] = {};
+#pragma omp parallel num_threads(threads)
+  {
+    std::atomic<int64_t>* taken = next;
+    auto run = [&](const auto& step) {
+      for (int64_t i; (i = taken->fetch_add(1, std::memory_order_relaxed)) < step.count;) {
+        step.body(i);
+      }
+      ++taken;
+#pragma omp barrier
+    };
+    (run(steps), ...);
+  }
+#endif
+}
+
 // Runs body(first, last) over runs of rows, each of at least kRunBytes where there are as many.
 constexpr int64_t kRunBytes = 32768;
 
+inline int64_t rows_per_run(int64_t bytes_per_row) {
+  return std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, bytes_per_row));
+}
+
 template <typename Body>
 void for_row_runs(int64_t rows, int64_t bytes_per_row, int threads, const Body& body) {
-  const int64_t run = std::max<int64_t>(1, kRunBytes / std::max<int64_t>(1, bytes_per_row));
+  const int64_t run = rows_per_run(bytes_per_row);
   parallel_for((rows + run - 1) / run, threads,
                [&](int64_t i) { body(i * run, std::min(rows, (i + 1) * run)); });
 }

@@ -17,6 +17,7 @@
 #include "cpu/schedule.h"
 #include "indexer_params.h"
 #include "mla_params.h"
+#include "moe_params.h"
 #include "params.h"
 #include "piece_params.h"
 #include "topk_params.h"

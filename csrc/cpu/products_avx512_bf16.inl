@@ -1,6 +1,6 @@
 // Products of a GEMM with AVX-512 BF16.
 
-constexpr int64_t kNarrowRows = 3, kUnitRows = 256, kPart = 512;
+constexpr int64_t kNarrowRows = 8, kUnitRows = 256, kPart = 512;
 constexpr bool kFetchInOrder = false;  // slower on Zen 4, where these products are fastest
 constexpr int64_t kBlockRows = 12;     // 24 accumulators, of 32 vector registers
 

@@ -7,21 +7,33 @@
 
 namespace mate::cpu {
 
-Schedule::Schedule(const GroupedGemm& p, bool whole_blocks, int64_t block_m)
-    : p_(p), block_m_(block_m), cols_(kBlockN) {
-  int64_t row_blocks = 0;
+namespace {
+
+int64_t row_blocks(const GroupedGemm& p, int64_t block_m) {
+  int64_t blocks = 0;
+  for (int64_t g = 0; g < p.num_groups; ++g) blocks += ceil_div(p.groups[g].count, block_m);
+  return blocks;
+}
+
+}  // namespace
+
+int64_t few_columns(const GroupedGemm& p, int64_t block_m) {
+  int64_t cols = kBlockN;
+  while (cols > kBlockN / 4 && row_blocks(p, block_m) * ceil_div(p.n, cols) < 4 * p.num_threads) {
+    cols /= 2;
+  }
+  return cols;
+}
+
+Schedule::Schedule(const GroupedGemm& p, int64_t cols, int64_t block_m)
+    : p_(p), block_m_(block_m), cols_(cols), col_blocks_(ceil_div(p.n, cols)) {
+  int64_t units = 0;
   first_.reserve(p.num_groups + 1);
   first_.push_back(0);
   for (int64_t g = 0; g < p.num_groups; ++g) {
-    row_blocks += ceil_div(p.groups[g].count, block_m_);
-    first_.push_back(row_blocks);
+    units += ceil_div(p.groups[g].count, block_m) * col_blocks_;
+    first_.push_back(units);
   }
-  while (!whole_blocks && cols_ > kBlockN / 4 &&
-         row_blocks * ceil_div(p.n, cols_) < 4 * p.num_threads) {
-    cols_ /= 2;
-  }
-  col_blocks_ = ceil_div(p.n, cols_);
-  for (int64_t& first : first_) first *= col_blocks_;
 }
 
 Unit Schedule::at(int64_t i) const {

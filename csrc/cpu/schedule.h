@@ -13,12 +13,14 @@ struct Unit {
   int64_t col_first, cols;
 };
 
+// Columns for units of up to block_m rows: kBlockN, or fewer (never across a scale block) where
+// that gives every thread several units.
+int64_t few_columns(const GroupedGemm& p, int64_t block_m);
+
 class Schedule {
  public:
-  // Columns per unit shrink below kBlockN (never across a scale block) until every thread gets
-  // several units, unless `whole_blocks` asks for kBlockN.
-  // `block_m` rows at most, a multiple of kBlockM.
-  Schedule(const GroupedGemm& p, bool whole_blocks, int64_t block_m = kBlockM);
+  // Units of `cols` columns and up to `block_m` rows.
+  Schedule(const GroupedGemm& p, int64_t cols, int64_t block_m);
   int64_t size() const { return first_.back(); }
   Unit at(int64_t i) const;
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from mate_plugin import report
-from mate_plugin.kernels import masked, moe
+from mate_plugin.kernels import fused_moe, masked, moe
 from mate_plugin.layers.experts_args import check_batched, check_standard, router_weights
-from mate_plugin.layers.grouped import GroupedGemm, Rows, gate_up, lay_out, swiglu
+from mate_plugin.layers.grouped import GroupedGemm, Rows, entering_rows, gate_up, lay_out, swiglu
 from mate_plugin.layers.plan import ExpertsPlan, from_key
 from mate_plugin.layers.weights import shape_name
 
@@ -103,6 +103,24 @@ def _experts(
     plan = from_key(key)
     report.layer_called("moe", shape_name(w2), plan.describe())
     if hidden.shape[0] == 0:
+        return
+    if plan.fused and weights_in is None and not no_combine:
+        rows, scale = entering_rows(plan, hidden)
+        fused_moe.fused_experts(
+            rows,
+            scale,
+            topk_ids,
+            weights_out,
+            w13,
+            w13_scale,
+            w2,
+            w2_scale,
+            out,
+            dtype=hidden.dtype,
+            block=plan.block,
+            limit=plan.limit,
+            expert_map=expert_map,
+        )
         return
     routing, info = lay_out(plan, topk_ids, w13.shape[0], expert_map)
     entering = moe.permute(hidden, routing, topk_ids.shape[1], weights_in)

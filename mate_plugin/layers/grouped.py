@@ -97,6 +97,15 @@ def _shape(rows: Rows) -> torch.Size:
     return (rows[0] if isinstance(rows, tuple) else rows).shape
 
 
+def entering_rows(
+    plan: ExpertsPlan, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``hidden`` as the first GEMM takes it: as it is, or FP8 codes and their scales."""
+    if plan.activation != "fp8":
+        return hidden, None
+    return quant.per_token_group_quant_fp8(hidden, plan.block[1])
+
+
 def gate_up(
     plan: ExpertsPlan,
     grouped: GroupedGemm,
@@ -107,8 +116,9 @@ def gate_up(
 ) -> torch.Tensor:
     """Gate and up of each row, ``[..., 2I]``, in float32 or ``dtype``, the layer's of 16 bits."""
     rows = entering
-    if plan.activation == "fp8" and isinstance(entering, torch.Tensor):
-        rows = quant.per_token_group_quant_fp8(entering, plan.block[1])
+    if isinstance(entering, torch.Tensor):
+        codes, scale = entering_rows(plan, entering)
+        rows = codes if scale is None else (codes, scale)
     if w13_scale is None:
         return grouped(rows, w13, None, dtype)
     # The kernels of 8 x 8 bits round what they write, as GPUs do; those of 8 x 16 need not.

@@ -61,6 +61,11 @@ class ExpertsPlan:
         """The operands of the GEMMs in words, weights first."""
         return phrase(self.activation, self.weight_bits)
 
+    @property
+    def fused(self) -> bool:
+        """Whether one kernel runs the whole layer: it packs the rows of each expert."""
+        return self.gemm_mode == "per_expert"
+
     def describe(self) -> str:
         """One short phrase for people."""
         layout = self.gemm_mode if self.alignment_m == 1 else f"{self.gemm_mode}/{self.alignment_m}"

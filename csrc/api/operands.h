@@ -1,0 +1,66 @@
+// Tensors as the structs that kernels take.
+#pragma once
+
+#include <climits>
+#include <limits>
+
+#include "api/entry.h"
+#include "cpu/route.h"
+#include "piece_params.h"
+
+namespace mate::api {
+
+using OptionalTensor = Optional<TensorView>;
+
+inline DType dtype(int64_t tag) { return static_cast<DType>(tag); }
+
+// [rows, k] shared by all groups, or [groups, rows, k].
+inline Operand operand(const TensorView& x, int64_t tag) {
+  int d = x.ndim() - 2;
+  return {data<const void>(x), dtype(tag), d > 0 ? x.stride(0) : 0, x.stride(d), x.stride(d + 1)};
+}
+
+// [rows or row blocks, k blocks] with or without a group dimension, or one element of any rank; a
+// granularity of 0 means the whole dimension.
+inline Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block) {
+  auto blocks = [](int64_t block) { return block > 0 ? block : INT64_MAX; };
+  if (!s.has_value()) return {nullptr, 0, 0, 0, 1, blocks(k_block)};
+  const TensorView x = *s;
+  int d = x.ndim() - 2;
+  if (d < 0) return {data<const float>(x), 0, 0, 0, blocks(row_block), blocks(k_block)};
+  return {data<const float>(x), d > 0 ? step(x, 0) : 0, step(x, d),
+          step(x, d + 1),       blocks(row_block),      blocks(k_block)};
+}
+
+inline Matrix matrix(const TensorView& x, int64_t tag) {
+  return {data<void>(x), static_cast<DType>(tag), x.stride(0)};
+}
+
+inline SlotWeights slot_weights(const OptionalTensor& weights, int64_t tag) {
+  if (!weights.has_value()) return {nullptr, DType::kF32, 0, 0};
+  const TensorView w = *weights;
+  return {data<const void>(w), static_cast<DType>(tag), w.stride(0), w.stride(1)};
+}
+
+// A limit below zero is none.
+inline float swiglu_limit(double limit) {
+  return limit < 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(limit);
+}
+
+inline cpu::Choices expert_choices(const TensorView& topk_ids, const OptionalTensor& expert_map) {
+  cpu::Choices choices{};
+  choices.ids = data<const void>(topk_ids);
+  choices.is_64_bit = topk_ids.dtype().bits == 64;
+  choices.row_stride = topk_ids.stride(0);
+  choices.col_stride = topk_ids.stride(1);
+  choices.num_tokens = topk_ids.size(0);
+  choices.topk = topk_ids.size(1);
+  if (expert_map.has_value()) {
+    choices.expert_map = data<const int32_t>(expert_map);
+    choices.map_stride = (*expert_map).stride(0);
+    choices.num_global = (*expert_map).size(0);
+  }
+  return choices;
+}
+
+}  // namespace mate::api
