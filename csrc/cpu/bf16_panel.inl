@@ -6,16 +6,23 @@ constexpr int64_t kSegment = 128, kPanelLanes = 16;
 constexpr int kTileGroups = 2;
 constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
 
-// 16 bytes of each of 16 rows: lane i of group j holds row 4 i + j.
-inline void load_rows(const char* const* rows, int64_t offset, __m512i (&group)[4]) {
+// 64 bytes of each of 16 rows, by parts of 16 bytes: lane i of [part][j] is that of row 4 i + j.
+using RowLines = __m512i[4][4];
+
+// Each cache line is read once: rows a power of two apart share few cache sets.
+inline void load_lines(const char* const* rows, int64_t offset, RowLines& lines) {
   for (int j = 0; j < 4; ++j) {
-    auto part = [&](int i) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * i + j] + offset));
-    };
-    __m512i all = _mm512_castsi128_si512(part(0));
-    all = _mm512_inserti64x2(all, part(1), 1);
-    all = _mm512_inserti64x2(all, part(2), 2);
-    group[j] = _mm512_inserti64x2(all, part(3), 3);
+    auto line = [&](int i) { return _mm512_loadu_si512(rows[4 * i + j] + offset); };
+    const __m512i a = line(0), b = line(1), c = line(2), d = line(3);
+    const __m512i ab_even = _mm512_shuffle_i64x2(a, b, 0x88),
+                  ab_odd = _mm512_shuffle_i64x2(a, b, 0xdd);
+    const __m512i cd_even = _mm512_shuffle_i64x2(c, d, 0x88),
+                  cd_odd = _mm512_shuffle_i64x2(c, d, 0xdd);
+    // Lanes so far: parts 0 and 2 (1 and 3) of the first row, then of the second.
+    lines[0][j] = _mm512_shuffle_i64x2(ab_even, cd_even, 0x88);
+    lines[2][j] = _mm512_shuffle_i64x2(ab_even, cd_even, 0xdd);
+    lines[1][j] = _mm512_shuffle_i64x2(ab_odd, cd_odd, 0x88);
+    lines[3][j] = _mm512_shuffle_i64x2(ab_odd, cd_odd, 0xdd);
   }
 }
 
@@ -35,12 +42,9 @@ class PanelWriter {
     }
   }
 
-  // Calls put(pair, dwords) for the kCodes / 2 pairs at `offset` bytes of the 16 rows.
+  // Calls put(pair, dwords) for the kCodes / 2 pairs of one part of the lines.
   template <typename Put>
-  __attribute__((always_inline)) void pairs(const char* const* rows, int64_t offset,
-                                            const Put& put) const {
-    __m512i r[4];
-    load_rows(rows, offset, r);
+  __attribute__((always_inline)) void pairs(const __m512i (&r)[4], const Put& put) const {
     if constexpr (type <= DType::kE5M2) {
       const __m512i low01 = _mm512_unpacklo_epi16(r[0], r[1]);
       const __m512i high01 = _mm512_unpackhi_epi16(r[0], r[1]);
@@ -76,18 +80,18 @@ class PanelWriter {
   __m512i high_[2], low_[2];
 };
 
-// What is to be fetched while a panel is read: `lines` cache lines for each step of 64 bytes of it.
-// Where rows of B lie one after the other, the rows of the next panel are fetched in their order,
-// which the memory likes best.
+// What is to be fetched while a panel is read. Where rows of B lie one after the other, the next
+// panel is fetched in the order of its memory; otherwise each row is followed.
 struct Ahead {
-  const char* const* rows;  // [kPanelLanes] each row further on, or null: in order from `next`
+  const char* const* rows;  // [kPanelLanes], or null: in order from `next`
   const char* next;
   int64_t offset;
 
+  // What corresponds to the line at `at` bytes of each row.
   void fetch(int64_t at) const {
     for (int64_t i = 0; i < kPanelLanes; ++i) {
-      const char* line = rows != nullptr ? rows[i] + offset + at : next + at * kPanelLanes + i * 64;
-      __builtin_prefetch(line, 0, 2);
+      __builtin_prefetch(rows != nullptr ? rows[i] + offset + at : next + at * kPanelLanes + i * 64,
+                         0, 2);
     }
   }
 };
@@ -99,25 +103,26 @@ inline void write_panel(uint32_t* dst, const char* const* rows, int64_t count, i
                         const Ahead& ahead) {
   constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
   const PanelWriter<type> writer;
-  auto convert = [&](const char* const* from, int64_t offset, int64_t k) {
-    writer.pairs(from, offset, [&](int pair, __m512i dwords) {
-      _mm512_store_si512(dst + (k / 2 + pair) * kPanelLanes, dwords);
-    });
-  };
-  int64_t k = 0;
-  for (; k + kCodes <= count; k += kCodes) {
-    if (k * kSize % 64 == 0) ahead.fetch(k * kSize);
-    convert(rows, k * kSize, k);
-  }
-  if (k < count) {
-    alignas(16) char tail[kPanelLanes][16] = {};
-    const char* tails[kPanelLanes];
-    for (int64_t i = 0; i < kPanelLanes; ++i) {
-      std::memcpy(tail[i], rows[i] + k * kSize, (count - k) * kSize);
-      tails[i] = tail[i];
+  const int64_t bytes = count * kSize;
+  for (int64_t at = 0; at < whole * kSize; at += 64) {
+    RowLines lines;
+    if (at + 64 <= bytes) {
+      ahead.fetch(at);
+      load_lines(rows, at, lines);
+    } else {
+      alignas(64) char tail[kPanelLanes][64] = {};
+      const char* tails[kPanelLanes];
+      for (int64_t i = 0; i < kPanelLanes; ++i) {
+        if (at < bytes) std::memcpy(tail[i], rows[i] + at, bytes - at);
+        tails[i] = tail[i];
+      }
+      load_lines(tails, 0, lines);
     }
-    convert(tails, 0, k);
-    k += kCodes;
+    uint32_t* to = dst + at / kSize / 2 * kPanelLanes;
+    for (int part = 0; part < 4; ++part, to += kCodes / 2 * kPanelLanes) {
+      writer.pairs(lines[part], [&](int pair, __m512i dwords) {
+        _mm512_store_si512(to + pair * kPanelLanes, dwords);
+      });
+    }
   }
-  if (k < whole) std::memset(dst + k / 2 * kPanelLanes, 0, (whole - k) * kPanelLanes * 2);
 }

@@ -182,10 +182,11 @@ struct Bf16Unit {
   }
 
   Ahead ahead(const char* const* codes, int64_t n, int64_t k, int64_t size) const {
-    if (!kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
+    const int64_t next = g.k * kPanelLanes * size;
+    if (next > kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
       return {codes, nullptr, 256 * size};
     }
-    return {nullptr, codes[0] + (g.k * kPanelLanes + k * (kPanelLanes - 1)) * size, 0};
+    return {nullptr, codes[0] + next + k * (kPanelLanes - 1) * size, 0};
   }
 
   // Few rows: they follow the codes along whole rows of B, which is what the memory does best.

@@ -2,7 +2,7 @@
 
 // Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
 constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 256;
-constexpr bool kFetchInOrder = true;
+constexpr int64_t kFetchInOrder = INT64_MAX;  // bytes of a panel that are fetched as they lie
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. Sums leave the tiles a step
 // late, behind the reads of the sums before: reads after a store that still waits for its products

@@ -1,8 +1,10 @@
 // Products of a GEMM with AVX-512 BF16.
 
 constexpr int64_t kNarrowRows = 8, kUnitRows = 256, kPart = 512;
-constexpr bool kFetchInOrder = false;  // slower on Zen 4, where these products are fastest
-constexpr int64_t kBlockRows = 12;     // 24 accumulators, of 32 vector registers
+// Bytes of a panel up to which the next one is fetched as it lies; longer rows are followed. (Zen
+// 4)
+constexpr int64_t kFetchInOrder = 65536;
+constexpr int64_t kBlockRows = 12;  // 24 accumulators, of 32 vector registers
 
 template <int rows, int groups>
 inline void dot_pairs(const Bf16Tile& t) {
@@ -45,19 +47,26 @@ inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t se
   for (auto& segment : acc) {
     for (__m512& v : segment) v = _mm512_setzero_ps();
   }
-  for (int64_t k = 0; k < kSegment; k += kCodes) {
+  for (int64_t k = 0; k < kSegment; k += 4 * kCodes) {
+    RowLines lines[kSegments];
     for (int s = 0; s < kSegments; ++s) {
-      const int64_t at = (segment + s) * kSegment + k;
-      if (at * kSize % 64 == 0) ahead.fetch(at * kSize);
-      writer.pairs(codes, at * kSize, [&](int pair, __m512i dwords) {
-        for (int m = 0; m < rows; ++m) {
-          int32_t two;
-          std::memcpy(&two, t.a + m * t.lda + at + 2 * pair, sizeof(two));
-          acc[s][m] =
-              _mm512_dpbf16_ps(acc[s][m], reinterpret_cast<__m512bh>(_mm512_set1_epi32(two)),
-                               reinterpret_cast<__m512bh>(dwords));
-        }
-      });
+      const int64_t at = ((segment + s) * kSegment + k) * kSize;
+      ahead.fetch(at);
+      load_lines(codes, at, lines[s]);
+    }
+    for (int part = 0; part < 4; ++part) {
+      for (int s = 0; s < kSegments; ++s) {
+        const uint16_t* a = t.a + (segment + s) * kSegment + k + part * kCodes;
+        writer.pairs(lines[s][part], [&](int pair, __m512i dwords) {
+          for (int m = 0; m < rows; ++m) {
+            int32_t two;
+            std::memcpy(&two, a + m * t.lda + 2 * pair, sizeof(two));
+            acc[s][m] =
+                _mm512_dpbf16_ps(acc[s][m], reinterpret_cast<__m512bh>(_mm512_set1_epi32(two)),
+                                 reinterpret_cast<__m512bh>(dwords));
+          }
+        });
+      }
     }
   }
   for (int s = 0; s < kSegments; ++s) {
