@@ -10,12 +10,15 @@ constexpr int64_t kLd = kDepth + 16;
 constexpr int64_t kPanelCols = 2 * kCols;
 constexpr int64_t kBRows = 3 * kBand;
 
+constexpr float kTinyHalf = 0x1p60f;
+
 // One unit of work: its operands, its buffers and the steps.
 struct GemmUnit {
   const GroupedGemm& p;
   const Unit& u;
   const Group& g;
-  float *a, *b, *c;  // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
+  float *a, *b, *c;   // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
+  bool tiny = false;  // how B is decoded, see decode_step
 
   // Floats of scratch beside c.
   int64_t floats() const { return a_floats() + kBRows * kLd; }
@@ -36,7 +39,8 @@ struct GemmUnit {
 
   // Rows of A for k in [k, k + count) at dst, lda apart.
   void pack_a(float* dst, int64_t lda, int64_t k, int64_t count) const {
-    float factor = decode_factor(p.a.type) * decode_factor(p.b.type);
+    // What tiny codes lack is divided between A and the sums, where neither side leaves its range.
+    float factor = decode_factor(p.a.type) * (tiny ? kTinyHalf : decode_factor(p.b.type));
     auto fold = [&](int64_t k_block) {
       return scales_by_column() ? factor
                                 : factor * scale_at(p.b_scale, g.weight, u.col_first, k_block);
@@ -60,14 +64,14 @@ struct GemmUnit {
     }
   }
 
-  template <DType type>
+  template <DType type, bool tiny>
   void decode_b(int64_t col, int64_t cols, int64_t k, int64_t count) const {
     const int64_t ahead = panel() * p.b.row_stride * size_of(type);
     for (int64_t n = 0; n < ceil_div(cols, kCols) * kCols; n += kCols) {
       const char* codes[kCols];
       codes_at(col + n, k, count, codes);
       for (int j = 0; j < kCols; ++j)
-        decode_row<type>(b + (n + j) * kLd, codes[j], padded(count), ahead);
+        decode_row<type, tiny>(b + (n + j) * kLd, codes[j], padded(count), ahead);
     }
   }
 
@@ -81,7 +85,10 @@ struct GemmUnit {
       for (int64_t first = 0; first < u.cols; first += panel()) {
         const int64_t cols = std::min(panel(), u.cols - first);
         if (decodes_in_registers()) {
-          with_type(p.b.type, [&](auto type) { decode_b<type()>(first, cols, k, count); });
+          with_type(p.b.type, [&](auto type) {
+            tiny ? decode_b<type(), true>(first, cols, k, count)
+                 : decode_b<type(), false>(first, cols, k, count);
+          });
         } else {
           pack_b(u.col_first + first, cols, k, count);
         }
@@ -119,7 +126,7 @@ struct GemmUnit {
   }
 
   // Reads whole rows of B one after the other, which is what the memory does best.
-  template <DType type>
+  template <DType type, bool tiny>
   void stream() const {
     const int64_t lda = padded(g.k), ahead = kStreams * p.b.row_stride * size_of(type);
     pack_a(a, lda, 0, g.k);
@@ -129,18 +136,43 @@ struct GemmUnit {
         const char* codes[kStreams];
         codes_at(n, k, count, codes);
         with_count<kStreamRows>(u.rows, [&](auto rows) {
-          stream_tile<type, rows(), kStreams>(a + k, lda, codes, padded(count), ahead, c + n, kLdc);
+          stream_tile<type, tiny, rows(), kStreams>(a + k, lda, codes, padded(count), ahead, c + n,
+                                                    kLdc);
         });
       }
     }
   }
 
-  void run() const {
+  void add_products() const {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
     if (streams_b()) {
-      with_type(p.b.type, [&](auto type) { stream<type()>(); });
+      with_type(p.b.type,
+                [&](auto type) { tiny ? stream<type(), true>() : stream<type(), false>(); });
     } else {
       decode_once();
+    }
+  }
+
+  // Multiplies the sums with what tiny codes still lack. False where one is not finite.
+  bool complete_tiny() const {
+    bool finite = true;
+    for (int64_t m = 0; m < u.rows; ++m) {
+      for (int64_t n = 0; n < u.cols; ++n) {
+        float& sum = c[m * kLdc + n];
+        sum *= kTinyHalf;
+        finite &= std::fabs(sum) < INFINITY;
+      }
+    }
+    return finite;
+  }
+
+  void run() {
+    tiny = p.b.type == DType::kE4M3 && decodes_in_registers() && subnormals_are_fast();
+    add_products();
+    if (tiny && !complete_tiny()) {
+      // An operand that is not finite, or beyond what this way has room for.
+      tiny = false;
+      add_products();
     }
     for (int64_t m = 0; m < u.rows && scales_at_end(); ++m) {
       for (int64_t n = 0; n < u.cols; ++n) {

@@ -70,8 +70,18 @@ inline void fetch_step(const char* codes, int64_t ahead) {
   }
 }
 
+// How codes of B become floats: `tiny` leaves 2^120 out of e4m3, where that is faster.
+template <DType type, bool tiny>
+inline void decode_step(const char* codes, Vec (&v)[kStep / kLanes]) {
+  if constexpr (tiny && type == DType::kE4M3) {
+    decode32_tiny(codes, v);
+  } else {
+    decode32<type>(codes, v);
+  }
+}
+
 // dst[0 .. depth) = decoded codes; depth is a multiple of kStep.
-template <DType type>
+template <DType type, bool tiny>
 inline void decode_row(float* dst, const char* codes, int64_t depth, int64_t ahead) {
   NanWatch watch;
   for (int64_t k = 0; k < depth; k += kStep) {
@@ -79,7 +89,7 @@ inline void decode_row(float* dst, const char* codes, int64_t depth, int64_t ahe
     fetch_step<type>(from, ahead);
     if constexpr (type == DType::kE4M3) watch.look32(from);
     Vec v[kStep / kLanes];
-    decode32<type>(from, v);
+    decode_step<type, tiny>(from, v);
     for (int i = 0; i < kStep / kLanes; ++i) store(dst + k + i * kLanes, v[i]);
   }
   for (int64_t k = 0; watch.found() && k < depth; ++k) {
@@ -88,7 +98,7 @@ inline void decode_row(float* dst, const char* codes, int64_t depth, int64_t ahe
 }
 
 // dot_tile with B decoded in registers from rows of codes.
-template <DType type, int rows, int cols>
+template <DType type, bool tiny, int rows, int cols>
 inline void stream_tile(const float* a, int64_t lda, const char* const (&b)[cols], int64_t depth,
                         int64_t ahead, float* c, int64_t ldc) {
   Vec acc[rows][cols];
@@ -100,7 +110,7 @@ inline void stream_tile(const float* a, int64_t lda, const char* const (&b)[cols
       fetch_step<type>(codes, ahead);
       if constexpr (type == DType::kE4M3) watch.look32(codes);
       Vec vb[kStep / kLanes];
-      decode32<type>(codes, vb);
+      decode_step<type, tiny>(codes, vb);
       for (int i = 0; i < kStep / kLanes; ++i) {
         for (int m = 0; m < rows; ++m) {
           acc[m][n] = fma(load(a + m * lda + k + i * kLanes), vb[i], acc[m][n]);

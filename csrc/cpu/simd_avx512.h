@@ -90,6 +90,12 @@ inline void decode32(const void* p, Vec (&v)[2]) {
   v[0] = lo[0], v[1] = hi[0];
 }
 
+// No decoding by way of subnormal numbers.
+constexpr bool subnormals_are_fast() { return false; }
+inline void decode32_tiny(const void*, Vec (&v)[2]) {
+  for (Vec& x : v) x = zero();
+}
+
 // Whether 16 e4m3 bytes hold a NaN code.
 inline bool has_nan16(const void* p) {
   const __m128i nan = _mm_set1_epi8(0x7f);

@@ -85,6 +85,12 @@ inline void decode32(const void* p, Vec (&v)[8]) {
   }
 }
 
+// No decoding by way of subnormal numbers.
+constexpr bool subnormals_are_fast() { return false; }
+inline void decode32_tiny(const void*, Vec (&v)[8]) {
+  for (Vec& x : v) x = zero();
+}
+
 // The tables decode NaN codes themselves.
 inline bool has_nan16(const void*) { return false; }
 struct NanWatch {
