@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 FILES = (
     "gemm_ragged_m", "gemm_masked", "gemm_ragged_k", "gemm_dense", "gemm_deep_gemm",
     "indexer", "index_topk", "topk", "indexer_cache", "sparse_mla", "quant", "moe_pieces",
-    "layers_experts", "layers_batched", "layers_forms", "layers_linear", "layers_attention",
+    "fused_moe", "layers_experts", "layers_batched", "layers_forms", "layers_linear",
+    "layers_attention",
 )  # fmt: skip
 OTHERS = [isa for isa in library.available_isas() if isa != library.isa()]
 

@@ -35,7 +35,9 @@ void grouped_gemm(const GroupedGemm& p) {
 }
 
 void fused_experts(const FusedExperts& p) {
-  const bool takes = takes_bf16(p.gate) && takes_bf16(p.up) && fits_bf16(p.type) &&
+  // What enters the down product is of this type, or FP8 codes.
+  const bool inner_fits = p.quantises || fits_bf16(p.type);
+  const bool takes = takes_bf16(p.gate) && takes_bf16(p.up) && inner_fits &&
                      fits_bf16(p.down.b.type) && p.down.b.k_stride == 1;
   if (!takes) return avx512::table().fused_experts(p);
   FusedLayer(p).run();

@@ -118,7 +118,7 @@ def test_each_process_ran_its_share_of_every_layer(serve, family):
         passes = forward_passes(counts, config)
         assert passes > NEW_TOKENS
         kernels = {one["op"]: one["calls"] for one in worker["counters"]}
-        assert kernels["ragged_m_gemm"] == 2 * calls(counts, "moe")
+        assert kernels["fused_experts"] == calls(counts, "moe")
         assert kernels["batched_gemm"] == calls(counts, "linear")
         halves = passes * config["num_hidden_layers"] if family == SPARSE else 0
         assert kernels.get("index_topk", 0) == kernels.get("sparse_mla", 0) == halves
