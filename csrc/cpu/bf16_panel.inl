@@ -9,8 +9,24 @@ constexpr int64_t kPanelCols = kTileGroups * kPanelLanes;
 // 64 bytes of each of 16 rows, by parts of 16 bytes: lane i of [part][j] is that of row 4 i + j.
 using RowLines = __m512i[4][4];
 
-// Each cache line is read once: rows a power of two apart share few cache sets.
+// Each cache line is read once where rows a power of two apart would else push each other out of
+// the cache, and shuffles are cheap.
 inline void load_lines(const char* const* rows, int64_t offset, RowLines& lines) {
+  if constexpr (kInsertsFromMemory) {
+    for (int part = 0; part < 4; ++part) {
+      for (int j = 0; j < 4; ++j) {
+        auto lane = [&](int i) {
+          const char* from = rows[4 * i + j] + offset + 16 * part;
+          return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        };
+        __m512i all = _mm512_castsi128_si512(lane(0));
+        all = _mm512_inserti64x2(all, lane(1), 1);
+        all = _mm512_inserti64x2(all, lane(2), 2);
+        lines[part][j] = _mm512_inserti64x2(all, lane(3), 3);
+      }
+    }
+    return;
+  }
   for (int j = 0; j < 4; ++j) {
     auto line = [&](int i) { return _mm512_loadu_si512(rows[4 * i + j] + offset); };
     const __m512i a = line(0), b = line(1), c = line(2), d = line(3);

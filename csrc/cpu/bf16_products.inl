@@ -16,13 +16,28 @@ struct Bf16Tile {
   int64_t ldc;
 };
 
-// c += s * acc, for one row and one group of columns.
-inline void add_scaled(const Bf16Tile& t, int64_t m, int64_t group, int64_t segment, __m512 acc) {
-  __m512 scale = _mm512_set1_ps(t.scale[m * t.scale_stride + segment]);
-  if (t.col_scale != nullptr) {
-    const float* by_col = t.col_scale + segment * kPanelCols + group * kPanelLanes;
-    scale = _mm512_mul_ps(scale, _mm512_loadu_ps(by_col));
+// One row and group of columns of c, to which scaled sums are added; written back at the end.
+class ScaledSum {
+ public:
+  ScaledSum(const Bf16Tile& t, int64_t m, int64_t group)
+      : scale_(t.scale + m * t.scale_stride),
+        by_col_(t.col_scale == nullptr ? nullptr : t.col_scale + group * kPanelLanes),
+        c_(t.c + m * t.ldc + group * kPanelLanes),
+        sum_(_mm512_loadu_ps(c_)) {}
+  ~ScaledSum() { _mm512_storeu_ps(c_, sum_); }
+  ScaledSum(const ScaledSum&) = delete;
+  ScaledSum& operator=(const ScaledSum&) = delete;
+
+  void add(int64_t segment, __m512 products) {
+    __m512 scale = _mm512_set1_ps(scale_[segment]);
+    if (by_col_ != nullptr) {
+      scale = _mm512_mul_ps(scale, _mm512_loadu_ps(by_col_ + segment * kPanelCols));
+    }
+    sum_ = _mm512_fmadd_ps(products, scale, sum_);
   }
-  float* c = t.c + m * t.ldc + group * kPanelLanes;
-  _mm512_storeu_ps(c, _mm512_fmadd_ps(acc, scale, _mm512_loadu_ps(c)));
-}
+
+ private:
+  const float *scale_, *by_col_;
+  float* c_;
+  __m512 sum_;
+};

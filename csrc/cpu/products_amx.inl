@@ -1,19 +1,18 @@
 // Products of a GEMM in the tile registers of AMX.
 
 // Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
-constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 256;
+constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 512;
 constexpr int64_t kFetchInOrder = INT64_MAX;  // bytes of a panel that are fetched as they lie
 
-// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B. Sums leave the tiles a step
-// late, behind the reads of the sums before: reads after a store that still waits for its products
-// wait too.
+// Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
 class Tiles {
  public:
   ~Tiles() {
     if (rows_ >= 0) tile_release();
   }
 
-  // All rows times all groups of columns.
+  // All rows times all groups of columns. Scaled sums are added after all segments: as often as
+  // there are products, that would take as long as these.
   void multiply(const Bf16Tile& t, int64_t rows) {
     set(rows);
     for (int64_t s = 0; s < t.segments; ++s) {
@@ -22,11 +21,17 @@ class Tiles {
       } else {
         square<false>(t, s);
       }
-      add_sums();
       each<4>([&](auto i) {
-        if (i() < 2 || rows > 16) tile_store<i()>(sums_[i()], 64);
+        if (i() < 2 || rows > 16) tile_store<i()>(sums_[s][i()], 64);
       });
-      stored_ = {t, rows, s, kTileGroups, 1};
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t g = 0; g < kTileGroups; ++g) {
+        ScaledSum sum(t, m, g);
+        for (int64_t s = 0; s < t.segments; ++s) {
+          sum.add(s, _mm512_load_ps(sums_[s][m / 16 * 2 + g][m % 16]));
+        }
+      }
     }
   }
 
@@ -39,9 +44,9 @@ class Tiles {
       with_count<4>(count, [&](auto segments) {
         column<segments()>(t, s);
         add_sums();
-        each<segments()>([&](auto i) { tile_store<i()>(sums_[i()], 64); });
+        each<segments()>([&](auto i) { tile_store<i()>(sums_[0][i()], 64); });
       });
-      stored_ = {t, rows, s, 1, count};
+      stored_ = {t, rows, s, count};
     }
   }
 
@@ -62,17 +67,17 @@ class Tiles {
  private:
   struct Stored {
     Bf16Tile tile;
-    int64_t rows, segment, groups, segments;
+    int64_t rows, segment, segments;
   };
 
+  // What multiply_narrow() stored last: reads wait for products that are still under way, so that
+  // they come after the next ones were issued.
   void add_sums() {
     const Stored& p = stored_;
     for (int64_t m = 0; m < p.rows; ++m) {
-      for (int64_t i = 0; i < p.groups; ++i) {
-        add_scaled(p.tile, m, i, p.segment, _mm512_load_ps(sums_[m / 16 * 2 + i][m % 16]));
-      }
-      for (int64_t i = 1; i < p.segments; ++i) {
-        add_scaled(p.tile, m, 0, p.segment + i, _mm512_load_ps(sums_[i][m]));
+      ScaledSum sum(p.tile, m, 0);
+      for (int64_t i = 0; i < p.segments; ++i) {
+        sum.add(p.segment + i, _mm512_load_ps(sums_[0][i][m]));
       }
     }
     stored_.rows = 0;
@@ -140,7 +145,7 @@ class Tiles {
     f(std::integral_constant<int, count - 1>());
   }
 
-  alignas(64) float sums_[4][16][16];
+  alignas(64) float sums_[kPart / kSegment][4][16][16];
   Stored stored_{};
   Bf16Tile late_{};
   int64_t late_rows_ = 0, rows_ = -1;

@@ -6,6 +6,10 @@ constexpr int64_t kNarrowRows = 8, kUnitRows = 256, kPart = 512;
 constexpr int64_t kFetchInOrder = 65536;
 constexpr int64_t kBlockRows = 12;  // 24 accumulators, of 32 vector registers
 
+inline void add_scaled(const Bf16Tile& t, int64_t m, int64_t group, int64_t segment, __m512 acc) {
+  ScaledSum(t, m, group).add(segment, acc);
+}
+
 template <int rows, int groups>
 inline void dot_pairs(const Bf16Tile& t) {
   for (int64_t s = 0; s < t.segments; ++s) {

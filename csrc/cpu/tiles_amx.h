@@ -2,6 +2,9 @@
 
 #include "cpu/amx_ops.h"
 
+// Intel has one port for shuffles; lanes from memory need none.
+constexpr bool kInsertsFromMemory = true;
+
 // What a thread holds while it multiplies tiles: each of the eight is 16 rows of 64 bytes.
 class TileSession {
  public:

@@ -1,6 +1,9 @@
 // Tiles of BF16 products in vector registers, for AVX-512 BF16. Included inside the namespace of
 // the instruction set.
 
+// See load_lines.
+constexpr bool kInsertsFromMemory = false;
+
 // What a thread holds while it multiplies tiles.
 struct TileSession {};
 
