@@ -32,8 +32,6 @@ DRAWS = 64
 PEER_ISAS = ("auto", "avx512", "avx2")
 # bf16 weights, and activations rounded at other places, set the peers apart from us by this much.
 TOLERANCE = {"bf16": 0.03, "fp8": 0.15}
-# run(layer, hidden, router weights, ids, out)
-Run = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -71,28 +69,34 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Calls:
-    """What layers are called with: ``DRAWS`` choices of experts for the same tokens."""
+class Draw:
+    """What one call of a layer is given."""
 
     hidden: torch.Tensor
-    weights: torch.Tensor  # [DRAWS, tokens, topk]
+    weights: torch.Tensor  # [tokens, topk]
     ids: torch.Tensor
     out: torch.Tensor
 
+
+# run(number of the layer, what it is given)
+Run = Callable[[int, Draw], object]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What layers are called with: choices of experts for the same tokens."""
+
+    draws: list[Draw]
+
     def of(self, run: Run, layers: int) -> Callable[[], object]:
         """A call that goes to the next draw and the next layer each time."""
-        turns = itertools.cycle(zip(range(DRAWS), itertools.cycle(range(layers)), strict=False))
-
-        def call() -> None:
-            draw, layer = next(turns)
-            run(layer, self.hidden, self.weights[draw], self.ids[draw], self.out)
-
-        return call
+        turns = itertools.cycle(zip(itertools.cycle(range(layers)), self.draws, strict=False))
+        return lambda: run(*next(turns))
 
     def floor(self, shape: Shape, limits: Limits) -> tuple[float, str]:
         """Median seconds of the floor over the draws, and what binds there."""
-        flops = 2.0 * self.ids[0].numel() * shape.expert_numbers
-        touched = [float(draw.unique().numel() * shape.expert_numbers) for draw in self.ids]
+        flops = 2.0 * self.draws[0].ids.numel() * shape.expert_numbers
+        touched = [float(draw.ids.unique().numel() * shape.expert_numbers) for draw in self.draws]
         floor = statistics.median(limits.floor(flops, read) for read in touched)
         return floor, limits.binding(flops, statistics.median(touched))
 
@@ -113,14 +117,15 @@ def draw_calls(shape: Shape, tokens: int) -> Calls:
     hidden = torch.randn(tokens, shape.hidden).bfloat16()
     chosen = torch.rand(DRAWS, tokens, shape.experts).topk(shape.topk)
     weights = chosen.values / chosen.values.sum(-1, keepdim=True)
-    return Calls(hidden, weights, chosen.indices.to(torch.int32), torch.empty_like(hidden))
+    ids, out = chosen.indices.to(torch.int32), torch.empty_like(hidden)
+    return Calls([Draw(hidden, w, i, out) for w, i in zip(weights, ids, strict=True)])
 
 
 def ours(layers: list[Layer], activation: str) -> Run:
     built = [
         Experts(x.w13, x.w13_scale, x.w2, x.w2_scale, (BLOCK, BLOCK), activation) for x in layers
     ]
-    return lambda layer, hidden, weights, ids, out: built[layer].apply(hidden, weights, ids, out)
+    return lambda layer, x: built[layer].apply(x.hidden, x.weights, x.ids, x.out)
 
 
 def by_vllm(layers: list[Layer], isa: str) -> dict[str, Run]:
@@ -140,16 +145,10 @@ def by_vllm(layers: list[Layer], isa: str) -> dict[str, Run]:
         w13, w2 = layer.in_bf16()
         packed.append(tuple(cpu_moe.cpu_prepack_moe_weight(w, kind) for w in (w13, w2)))
 
-    def run(
-        layer: int,
-        hidden: torch.Tensor,
-        weights: torch.Tensor,
-        ids: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
+    def run(layer: int, x: Draw) -> None:
         biases = (None, None)
         cpu_moe.cpu_fused_moe(
-            out, hidden, *packed[layer], *biases, weights, ids, "silu", kind, False
+            x.out, x.hidden, *packed[layer], *biases, x.weights, x.ids, "silu", kind, False
         )
 
     return {f"vLLM bf16 cpu_fused_moe ({kind}, {isa})": run}
@@ -159,21 +158,15 @@ def by_torch(layers: list[Layer]) -> dict[str, Run]:
     """Expert by expert: rows, bf16 product, SwiGLU, bf16 product, weighted sum."""
     full = [layer.in_bf16() for layer in layers]
 
-    def run(
-        layer: int,
-        hidden: torch.Tensor,
-        weights: torch.Tensor,
-        ids: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
+    def run(layer: int, x: Draw) -> None:
         w13, w2 = full[layer]
-        sums = torch.zeros(hidden.shape, dtype=torch.float32)
-        for expert in ids.unique().tolist():
-            token, place = (ids == expert).nonzero(as_tuple=True)
-            gate, up = (hidden[token] @ w13[expert].t()).chunk(2, 1)
+        sums = torch.zeros(x.hidden.shape, dtype=torch.float32)
+        for expert in x.ids.unique().tolist():
+            token, place = (x.ids == expert).nonzero(as_tuple=True)
+            gate, up = (x.hidden[token] @ w13[expert].t()).chunk(2, 1)
             down = (torch.nn.functional.silu(gate) * up) @ w2[expert].t()
-            sums.index_add_(0, token, down * weights[token, place, None])
-        out.copy_(sums)
+            sums.index_add_(0, token, down * x.weights[token, place, None])
+        x.out.copy_(sums)
 
     return {"torch bf16, expert by expert": run}
 
@@ -182,8 +175,8 @@ def check(mine: Run, theirs: Run, calls: Calls, activation: str) -> None:
     """Raise unless both give the same numbers: a wrong layer has no speed."""
     results = []
     for run in (mine, theirs):
-        run(0, calls.hidden, calls.weights[0], calls.ids[0], calls.out)
-        results.append(calls.out.float())
+        run(0, calls.draws[0])
+        results.append(calls.draws[0].out.float())
     apart = (results[0] - results[1]).norm() / results[1].norm()
     if not apart <= TOLERANCE[activation]:
         raise SystemExit(f"activation {activation}: ours is off by {apart:.3g} of the peer's norm")

@@ -15,20 +15,17 @@ _fused = library.define(
     " int weights_tag, int w13_tag, int w2_tag, int out_tag, int num_threads, int stream) -> ()",
 )
 
-_CHECK_ROWS = contract(
-    "fused_experts",
-    "hidden: bf16|fp16 [T, H] rows",
+_TOKENS = (
     "topk_ids: i32|i64 [T, topk] any",
     "topk_weights: f32|bf16|fp16 [T, topk] any optional",
     "out: bf16|fp16|f32 [T, H] out",
 )
+_CHECK_ROWS = contract("fused_experts", "hidden: bf16|fp16 [T, H] rows", *_TOKENS)
 _CHECK_FP8_ROWS = contract(
     "fused_experts",
     "hidden: fp8 [T, H] rows",
     "hidden_scale: f32 [T, G] major",
-    "topk_ids: i32|i64 [T, topk] any",
-    "topk_weights: f32|bf16|fp16 [T, topk] any optional",
-    "out: bf16|fp16|f32 [T, H] out",
+    *_TOKENS,
     where={"G": "ceil_div(H, block)"},
 )
 _CHECK_MAP = contract("fused_experts", "expert_map: i32 [num_experts] any")
