@@ -21,7 +21,6 @@ struct FusedExperts {
   SlotWeights weights;
   Matrix out;  // [num_tokens, down.n]
   int64_t num_tokens, topk;
-  int num_threads;
 
   static constexpr int64_t kQuantGroup = 128;
 };

@@ -9,7 +9,7 @@ namespace mate {
 // Tags that Python passes beside each operand, since an old torch hands FP8 tensors over as bytes.
 enum class DType : int32_t { kE4M3 = 0, kE5M2 = 1, kBF16 = 2, kF16 = 3, kF32 = 4 };
 
-inline int64_t size_of(DType type) {
+constexpr int64_t size_of(DType type) {
   return type <= DType::kE5M2 ? 1 : type == DType::kF32 ? 4 : 2;
 }
 

@@ -15,17 +15,6 @@ Output output(const TensorView& out, int64_t tag) {
   return {data<void>(out), dtype(tag), d > 0 ? out.stride(0) : 0, out.stride(d)};
 }
 
-GroupedGemm problem(Operand a, Operand b, Scales a_scale, Scales b_scale, Output out, int64_t n) {
-  GroupedGemm p{};
-  p.a = a;
-  p.b = b;
-  p.a_scale = a_scale;
-  p.b_scale = b_scale;
-  p.out = out;
-  p.n = n;
-  return p;
-}
-
 void run(GroupedGemm& p, const std::vector<Group>& groups, int64_t num_threads) {
   p.groups = groups.data();
   p.num_groups = static_cast<int64_t>(groups.size());
@@ -41,7 +30,8 @@ void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
   RaggedGroups ragged(static_cast<GemmMode>(gemm_mode), data<const int32_t>(info), info.stride(0),
                       b.size(0), a.size(0), a.size(1), alignment_m);
   GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+                          scales(sb, gran_n, gran_k), b.size(1));
+  p.out = output(out, out_tag);
   run(p, ragged.groups, num_threads);
 }
 
@@ -56,7 +46,8 @@ void masked_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor s
     if (count > 0) groups.push_back({e, 0, count, nullptr, e, 0, a.size(2), 0});
   }
   GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(1));
+                          scales(sb, gran_n, gran_k), b.size(1));
+  p.out = output(out, out_tag);
   p.signal = {data<int32_t>(signal), ceil_div(a.size(1), kBlockM)};
   run(p, groups, num_threads);
 }
@@ -85,7 +76,8 @@ void ragged_k_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
     return {data<const float>(x), 0, x.stride(1), x.stride(0), 1, 128};
   };
   GroupedGemm p = problem(transposed(a, a_tag), transposed(b, b_tag), by_column(sa), by_column(sb),
-                          output(out, out_tag), out.size(2));
+                          out.size(2));
+  p.out = output(out, out_tag);
   p.out.accumulate = true;
   run(p, groups, num_threads);
 }
@@ -102,7 +94,8 @@ void batched_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor 
     groups.push_back({e, 0, a.size(d), nullptr, e, 0, a.size(d + 1), 0});
   }
   GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), output(out, out_tag), b.size(d));
+                          scales(sb, gran_n, gran_k), b.size(d));
+  p.out = output(out, out_tag);
   if (c.has_value()) p.out.c = operand(*c, c_tag);
   p.out.divisor = data<const float>(divisor);
   p.out.scale = data<float>(out_scale);

@@ -21,7 +21,9 @@ struct SortedRows {
   std::vector<Group> entering, leaving;
   int64_t num_rows = 0;
 
-  SortedRows(const cpu::Choices& choices, int64_t num_experts, int64_t hidden, int64_t inner)
+  // `first` is the number of the first token.
+  SortedRows(const cpu::Choices& choices, int64_t first, int64_t num_experts, int64_t hidden,
+             int64_t inner)
       : row_of(choices.num_tokens * choices.topk),
         counts(num_experts),
         ends(num_experts),
@@ -32,29 +34,17 @@ struct SortedRows {
     num_rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     tokens.resize(num_rows);
     for (int64_t i = 0; i < num_rows; ++i) {
-      tokens[i] = static_cast<int32_t>(row_of[i] / choices.topk);
+      tokens[i] = static_cast<int32_t>(first + row_of[i] / choices.topk);
     }
     row_of_slot = cpu::rows_of_slots(row_of.data(), 1, num_rows, slots);
     for (int64_t e = 0; e < num_experts; ++e) {
       if (counts[e] == 0) continue;
-      const int64_t first = ends[e] - counts[e];
-      entering.push_back({e, 0, counts[e], tokens.data() + first, 0, 0, hidden, 0});
-      leaving.push_back({e, first, counts[e], nullptr, 0, 0, inner, 0});
+      const int64_t row = ends[e] - counts[e];
+      entering.push_back({e, 0, counts[e], tokens.data() + row, 0, 0, hidden, 0});
+      leaving.push_back({e, row, counts[e], nullptr, 0, 0, inner, 0});
     }
   }
 };
-
-GroupedGemm product(const Operand& a, const Scales& a_scale, const Operand& b,
-                    const Scales& b_scale, int64_t n, int num_threads) {
-  GroupedGemm p{};
-  p.a = a;
-  p.b = b;
-  p.a_scale = a_scale;
-  p.b_scale = b_scale;
-  p.n = n;
-  p.num_threads = num_threads;
-  return p;
-}
 
 // The same operand, `rows` further on, with scales of their own for what is skipped.
 void skip_rows(GroupedGemm& p, int64_t rows) {
@@ -70,21 +60,19 @@ void fused_experts(TensorView hidden, OptionalTensor hidden_scale, TensorView to
                    int64_t hidden_tag, int64_t weights_tag, int64_t w13_tag, int64_t w2_tag,
                    int64_t out_tag, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("fused_experts");
-  const int threads = static_cast<int>(num_threads);
   const int64_t num_tokens = topk_ids.size(0), topk = topk_ids.size(1), inner = w2.size(2);
   FusedExperts p{};
-  p.gate = product(operand(hidden, hidden_tag), scales(hidden_scale, 1, block_k),
-                   operand(w13, w13_tag), scales(w13_scale, block_n, block_k), inner, threads);
+  p.gate = problem(operand(hidden, hidden_tag), operand(w13, w13_tag),
+                   scales(hidden_scale, 1, block_k), scales(w13_scale, block_n, block_k), inner);
+  p.down = problem({}, operand(w2, w2_tag), {}, scales(w2_scale, block_n, block_k), w2.size(1));
+  p.gate.num_threads = p.down.num_threads = static_cast<int>(num_threads);
   p.up = p.gate;
   skip_rows(p.up, inner);
-  p.down =
-      product({}, {}, operand(w2, w2_tag), scales(w2_scale, block_n, block_k), w2.size(1), threads);
   p.limit = swiglu_limit(limit);
   p.type = dtype(type_tag);
   p.rounds = rounds;
   p.quantises = hidden_scale.has_value();
   p.topk = topk;
-  p.num_threads = threads;
 
   const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce / std::max<int64_t>(1, topk));
   for (int64_t token = 0; token < num_tokens; token += at_once) {
@@ -92,8 +80,7 @@ void fused_experts(TensorView hidden, OptionalTensor hidden_scale, TensorView to
     choices.num_tokens = std::min(at_once, num_tokens - token);
     choices.ids = static_cast<const char*>(choices.ids) +
                   token * choices.row_stride * (choices.is_64_bit ? 8 : 4);
-    SortedRows rows(choices, w13.size(0), hidden.size(1), inner);
-    for (int32_t& t : rows.tokens) t += static_cast<int32_t>(token);
+    const SortedRows rows(choices, token, w13.size(0), hidden.size(1), inner);
     p.gate.groups = p.up.groups = rows.entering.data();
     p.down.groups = rows.leaving.data();
     p.gate.num_groups = p.up.num_groups = p.down.num_groups =

@@ -32,6 +32,18 @@ inline Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block
           step(x, d + 1),       blocks(row_block),      blocks(k_block)};
 }
 
+// A product without groups, output and threads.
+inline GroupedGemm problem(const Operand& a, const Operand& b, const Scales& a_scale,
+                           const Scales& b_scale, int64_t n) {
+  GroupedGemm p{};
+  p.a = a;
+  p.b = b;
+  p.a_scale = a_scale;
+  p.b_scale = b_scale;
+  p.n = n;
+  return p;
+}
+
 inline Matrix matrix(const TensorView& x, int64_t tag) {
   return {data<void>(x), static_cast<DType>(tag), x.stride(0)};
 }

@@ -1,6 +1,13 @@
 // Operations on the tile registers of AMX. Included inside the namespace of the instruction set.
-// Written out because g++'s macros take no template arguments and
-// do not say that they touch memory.
+// Written out because g++'s macros take no template arguments and do not say that they touch
+// memory.
+
+// Eight tiles of 16 rows of 64 bytes, unless told otherwise.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
 
 inline void tile_load_config(const void* config) {
   asm volatile("ldtilecfg %0" : : "m"(*static_cast<const char (*)[64]>(config)));

@@ -1,6 +1,5 @@
 // Panels of B for products of BF16 pairs: kPanelLanes rows of B side by side, dst[k / 2][row] holds
-// elements k and k + 1 of a row. FP8 codes are exact in BF16: two look-ups give both bytes, NaN and
-// subnormals included.
+// elements k and k + 1 of a row.
 
 constexpr int64_t kSegment = 128, kPanelLanes = 16;
 constexpr int kTileGroups = 2;
@@ -48,16 +47,6 @@ class PanelWriter {
  public:
   static constexpr int64_t kCodes = type <= DType::kE5M2 ? 16 : 8;  // in 16 bytes
 
-  PanelWriter() {
-    if constexpr (type <= DType::kE5M2) {
-      static constexpr Bf16Codes<type> kTable;
-      for (int i = 0; i < 2; ++i) {
-        high_[i] = _mm512_load_si512(kTable.high + 64 * i);
-        low_[i] = _mm512_load_si512(kTable.low + 64 * i);
-      }
-    }
-  }
-
   // Calls put(pair, dwords) for the kCodes / 2 pairs of one part of the lines.
   template <typename Put>
   __attribute__((always_inline)) void pairs(const __m512i (&r)[4], const Put& put) const {
@@ -85,15 +74,14 @@ class PanelWriter {
  private:
   template <typename Put>
   __attribute__((always_inline)) void two_pairs(__m512i codes, int pair, const Put& put) const {
-    __m512i high = _mm512_permutex2var_epi8(high_[0], codes, high_[1]);
-    const __m512i low = _mm512_permutex2var_epi8(low_[0], codes, low_[1]);
-    // high | (codes & sign)
-    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
-    put(pair, _mm512_unpacklo_epi8(low, high));
-    put(pair + 1, _mm512_unpackhi_epi8(low, high));
+    __m512i even, odd;
+    decoder_.decode(codes, even, odd);
+    put(pair, even);
+    put(pair + 1, odd);
   }
 
-  __m512i high_[2], low_[2];
+  struct Nothing {};
+  std::conditional_t<type <= DType::kE5M2, Bf16Decoder<type>, Nothing> decoder_;
 };
 
 // What is to be fetched while a panel is read. Where rows of B lie one after the other, the next

@@ -25,40 +25,27 @@ int64_t pair_products(int64_t steps, int threads, float* sink) {
 // Tiles of 16 x 32 times 32 x 16 bf16: two by two, as a GEMM multiplies them, so that four chains
 // hide the latency.
 int64_t tile_products(int64_t steps, int threads, float* sink) {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  };
   std::atomic<float> total{0};
   parallel_for(threads, threads, [&](int64_t thread) {
-    Config config;
-    for (int i = 0; i < 8; ++i) {
-      config.row_bytes[i] = 64;
-      config.rows[i] = 16;
-    }
     alignas(64) uint16_t operand[16 * 32];
     for (uint16_t& x : operand) x = 0x3f80;
     alignas(64) float sums[16 * 16] = {static_cast<float>(thread)};
-    // Compilers do not know what the next instructions read.
-    asm volatile("" ::"r"(&config), "r"(operand), "r"(sums) : "memory");
-    _tile_loadconfig(&config);
-    _tile_loadd(0, sums, 64);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_loadd(4, operand, 64);
-    _tile_loadd(5, operand, 64);
-    _tile_loadd(6, operand, 64);
-    _tile_loadd(7, operand, 64);
+    const TileSession session;
+    tile_load<0>(sums, 64);
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+    tile_load<4>(operand, 64);
+    tile_load<5>(operand, 64);
+    tile_load<6>(operand, 64);
+    tile_load<7>(operand, 64);
     for (int64_t s = 0; s < steps; ++s) {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      tile_product<0, 4, 6>();
+      tile_product<1, 4, 7>();
+      tile_product<2, 5, 6>();
+      tile_product<3, 5, 7>();
     }
-    _tile_stored(0, sums, 64);
-    _tile_release();
+    tile_store<0>(sums, 64);
     add_to(total, sums[0]);
   });
   *sink = total;

@@ -1,7 +1,7 @@
 // Grouped products out[r, n] = sum_k A[r, k] B[n, k]. Rows of A are decoded to float32 with every
 // scale folded in (those of A, and those of the columns of B at hand), so the inner loops pay
-// nothing per element for scales. B is decoded in registers for up to kStreamRows
-// rows of A, and once into L1 for more.
+// nothing per element for scales. B is decoded in registers for up to kStreamRows rows of A, and
+// once into L1 for more.
 
 constexpr int64_t kDepth = 512;  // k range kept in cache at a time, a multiple of 128
 // Apart in memory, so that rows fall into different cache sets.
@@ -10,6 +10,7 @@ constexpr int64_t kLd = kDepth + 16;
 constexpr int64_t kPanelCols = 2 * kCols;
 constexpr int64_t kBRows = 3 * kBand;
 
+// Half of what tiny codes lack, see decode_step.
 constexpr float kTinyHalf = 0x1p60f;
 
 // One unit of work: its operands, its buffers and the steps.
@@ -18,7 +19,7 @@ struct GemmUnit {
   const Unit& u;
   const Group& g;
   float *a, *b, *c;   // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
-  bool tiny = false;  // how B is decoded, see decode_step
+  bool tiny = false;  // how B is decoded
 
   // Floats of scratch beside c.
   int64_t floats() const { return a_floats() + kBRows * kLd; }
@@ -26,24 +27,21 @@ struct GemmUnit {
 
   // Scales of B by column cannot be folded into A: they go into B, or to the end where they do
   // not depend on k.
-  bool scales_by_column() const { return p.b_scale.data != nullptr && p.b_scale.row_block == 1; }
-  bool scales_at_end() const { return scales_by_column() && p.b_scale.k_stride == 0; }
-  bool scales_in_b() const { return scales_by_column() && !scales_at_end(); }
+  bool scales_at_end() const { return scales_by_column(p) && p.b_scale.k_stride == 0; }
+  bool scales_in_b() const { return scales_by_column(p) && !scales_at_end(); }
 
   bool decodes_in_registers() const { return p.b.k_stride == 1 && !scales_in_b(); }
   bool streams_b() const { return u.rows <= kStreamRows && decodes_in_registers(); }
 
-  int64_t row(int64_t i) const {
-    return g.rows != nullptr ? g.rows[u.row_first + i] : g.first + u.row_first + i;
-  }
+  int64_t row(int64_t i) const { return row_of(g, u.row_first + i); }
 
   // Rows of A for k in [k, k + count) at dst, lda apart.
   void pack_a(float* dst, int64_t lda, int64_t k, int64_t count) const {
     // What tiny codes lack is divided between A and the sums, where neither side leaves its range.
     float factor = decode_factor(p.a.type) * (tiny ? kTinyHalf : decode_factor(p.b.type));
     auto fold = [&](int64_t k_block) {
-      return scales_by_column() ? factor
-                                : factor * scale_at(p.b_scale, g.weight, u.col_first, k_block);
+      return scales_by_column(p) ? factor
+                                 : factor * scale_at(p.b_scale, g.weight, u.col_first, k_block);
     };
     if (g.rows == nullptr) {
       pack_rows(dst, lda, p.a, p.a_scale, g, g.a_group, row(0), u.rows, k, count, fold);
@@ -64,19 +62,31 @@ struct GemmUnit {
     }
   }
 
-  template <DType type, bool tiny>
+  // Calls f with the type of B and how it is decoded, as constants.
+  template <typename F>
+  void with_codes(const F& f) const {
+    with_type(p.b.type, [&](auto type) {
+      if constexpr (type() == DType::kE4M3) {
+        if (tiny) return f(type, std::true_type());
+      }
+      f(type, std::false_type());
+    });
+  }
+
+  template <DType type, bool is_tiny>
   void decode_b(int64_t col, int64_t cols, int64_t k, int64_t count) const {
     const int64_t ahead = panel() * p.b.row_stride * size_of(type);
     for (int64_t n = 0; n < ceil_div(cols, kCols) * kCols; n += kCols) {
       const char* codes[kCols];
       codes_at(col + n, k, count, codes);
-      for (int j = 0; j < kCols; ++j)
-        decode_row<type, tiny>(b + (n + j) * kLd, codes[j], padded(count), ahead);
+      for (int j = 0; j < kCols; ++j) {
+        decode_row<type, is_tiny>(b + (n + j) * kLd, codes[j], padded(count), ahead);
+      }
     }
   }
 
   // Columns of B that are decoded at a time.
-  int64_t panel() const { return stored_by_column(p.b) ? 3 * kBand : kPanelCols; }
+  int64_t panel() const { return stored_by_column(p.b) ? kBRows : kPanelCols; }
 
   void decode_once() const {
     for (int64_t k = 0; k < g.k; k += kDepth) {
@@ -85,10 +95,8 @@ struct GemmUnit {
       for (int64_t first = 0; first < u.cols; first += panel()) {
         const int64_t cols = std::min(panel(), u.cols - first);
         if (decodes_in_registers()) {
-          with_type(p.b.type, [&](auto type) {
-            tiny ? decode_b<type(), true>(first, cols, k, count)
-                 : decode_b<type(), false>(first, cols, k, count);
-          });
+          with_codes(
+              [&](auto type, auto tiny) { decode_b<type(), tiny()>(first, cols, k, count); });
         } else {
           pack_b(u.col_first + first, cols, k, count);
         }
@@ -126,7 +134,7 @@ struct GemmUnit {
   }
 
   // Reads whole rows of B one after the other, which is what the memory does best.
-  template <DType type, bool tiny>
+  template <DType type, bool is_tiny>
   void stream() const {
     const int64_t lda = padded(g.k), ahead = kStreams * p.b.row_stride * size_of(type);
     pack_a(a, lda, 0, g.k);
@@ -136,8 +144,8 @@ struct GemmUnit {
         const char* codes[kStreams];
         codes_at(n, k, count, codes);
         with_count<kStreamRows>(u.rows, [&](auto rows) {
-          stream_tile<type, tiny, rows(), kStreams>(a + k, lda, codes, padded(count), ahead, c + n,
-                                                    kLdc);
+          stream_tile<type, is_tiny, rows(), kStreams>(a + k, lda, codes, padded(count), ahead,
+                                                       c + n, kLdc);
         });
       }
     }
@@ -146,8 +154,7 @@ struct GemmUnit {
   void add_products() const {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
     if (streams_b()) {
-      with_type(p.b.type,
-                [&](auto type) { tiny ? stream<type(), true>() : stream<type(), false>(); });
+      with_codes([&](auto type, auto tiny) { stream<type(), tiny()>(); });
     } else {
       decode_once();
     }

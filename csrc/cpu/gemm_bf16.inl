@@ -54,9 +54,6 @@ class PackedRows {
     }
   }
 
-  static int64_t row_of(const Group& g, int64_t i) {
-    return g.rows != nullptr ? g.rows[i] : g.first + i;
-  }
   const uint16_t* row(const Group* g, int64_t i) const {
     return rows_ + (first_[g - p_.groups] + i) * ld_;
   }
@@ -95,13 +92,11 @@ struct Bf16Unit {
   const PackedRows& rows;
   const Unit& u;
   const Group& g;
-  uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes] or two narrow ones
+  uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes]
   float *scale, *col_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
   Tiles tiles;
 
-  static constexpr int64_t kNarrowPart = 512;
-  static constexpr int64_t kPanelFloats =
-      std::max(kPart * kPanelCols, 2 * kNarrowPart * kPanelLanes) / 2;
+  static constexpr int64_t kPanelFloats = kPart * kPanelCols / 2;
 
   int64_t segments() const { return ceil_div(g.k, kSegment); }
 
@@ -115,7 +110,7 @@ struct Bf16Unit {
     col_scale = scale + segments() * u.rows;
   }
 
-  int64_t row(int64_t i) const { return PackedRows::row_of(g, u.row_first + i); }
+  int64_t row(int64_t i) const { return row_of(g, u.row_first + i); }
 
   // to[i * step] = the scale of segment i for one row of an operand.
   void put_scales(float* to, int64_t step, const Scales& s, int64_t group, int64_t row) const {
@@ -131,24 +126,22 @@ struct Bf16Unit {
     }
   }
 
-  bool scales_by_column() const { return p.b_scale.data != nullptr && p.b_scale.row_block == 1; }
-
   // One for each row and segment. No unit reaches across blocks of columns: their scale comes in
   // here unless each column has its own.
   void put_row_scales() const {
     float* common = col_scale;
-    if (!scales_by_column()) put_scales(common, 1, p.b_scale, g.weight, u.col_first);
+    if (!scales_by_column(p)) put_scales(common, 1, p.b_scale, g.weight, u.col_first);
     for (int64_t m = 0; m < u.rows; ++m) {
       float* to = scale + m * segments();
       put_scales(to, 1, p.a_scale, g.a_group, row(m));
-      for (int64_t s = 0; s < segments() && !scales_by_column(); ++s) to[s] *= common[s];
+      for (int64_t s = 0; s < segments() && !scales_by_column(p); ++s) to[s] *= common[s];
     }
   }
 
   int64_t last_col(int64_t n) const { return u.col_first + std::min(n, u.cols - 1); }
 
   void put_col_scales(int64_t n, int64_t cols) const {
-    for (int64_t j = 0; j < cols && scales_by_column(); ++j) {
+    for (int64_t j = 0; j < cols && scales_by_column(p); ++j) {
       put_scales(col_scale + j, kPanelCols, p.b_scale, g.weight, last_col(n + j));
     }
   }
@@ -176,7 +169,7 @@ struct Bf16Unit {
             ceil_div(count, kSegment),
             scale + m * segments() + segment,
             segments(),
-            scales_by_column() ? col_scale + segment * kPanelCols : nullptr,
+            scales_by_column(p) ? col_scale + segment * kPanelCols : nullptr,
             c + m * kLdc + n,
             kLdc};
   }
@@ -194,16 +187,12 @@ struct Bf16Unit {
   void multiply_narrow() {
     for (int64_t n = 0; n < u.cols; n += kPanelLanes) {
       put_col_scales(n, kPanelLanes);
-      for (int64_t k = 0; k < g.k; k += kNarrowPart) {
-        const int64_t count = std::min(kNarrowPart, g.k - k);
+      for (int64_t k = 0; k < g.k; k += kPart) {
+        const int64_t count = std::min(kPart, g.k - k);
         const char* codes[kPanelLanes];
         find_codes(codes, n, k);
-        // Two panels take turns, as one may still be multiplied when the next is written.
-        uint32_t* to = panel + k / kNarrowPart % 2 * kNarrowPart / 2 * kPanelLanes;
-        Bf16Tile part = tile(0, n, k, count);
-        part.b = to;
-        multiply_codes<type>(part, u.rows, codes, count, ahead(codes, n, k, size_of(type)), to,
-                             tiles);
+        multiply_codes<type>(tile(0, n, k, count), u.rows, codes, count,
+                             ahead(codes, n, k, size_of(type)), panel, tiles);
       }
       tiles.finish();
     }
@@ -226,7 +215,6 @@ struct Bf16Unit {
           tiles.multiply(tile(m, n, k, count), std::min(kBlockRows, u.rows - m));
         }
       }
-      tiles.finish();
     }
   }
 

@@ -23,13 +23,6 @@ __attribute__((always_inline)) inline void add_sums(const Vec (&acc)[rows][cols]
   }
 }
 
-template <int rows, int cols>
-inline void clear(Vec (&acc)[rows][cols]) {
-  for (auto& row : acc) {
-    for (Vec& v : row) v = zero();
-  }
-}
-
 // c[m][n] += A rows (float32, lda apart) times cols rows of B (float32, ldb apart).
 template <int rows, int cols>
 inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth,
@@ -52,10 +45,6 @@ inline void dot_tile(const float* a, int64_t lda, const float* b, int64_t ldb, i
   add_sums(acc, c, ldc);
 }
 
-constexpr int64_t width_of(DType type) {
-  return type <= DType::kE5M2 ? 1 : type == DType::kF32 ? 4 : 2;
-}
-
 inline bool any_nan(const char* codes, int64_t count) {
   bool found = false;
   for (int64_t k = 0; k < count; k += 16) found |= has_nan16(codes + k);
@@ -65,7 +54,7 @@ inline bool any_nan(const char* codes, int64_t count) {
 // Codes `ahead` bytes further on are fetched for what comes next.
 template <DType type>
 inline void fetch_step(const char* codes, int64_t ahead) {
-  for (int64_t at = 0; at < kStep * width_of(type); at += 64) {
+  for (int64_t at = 0; at < kStep * size_of(type); at += 64) {
     __builtin_prefetch(codes + ahead + at, 0, 2);
   }
 }
@@ -73,7 +62,8 @@ inline void fetch_step(const char* codes, int64_t ahead) {
 // How codes of B become floats: `tiny` leaves 2^120 out of e4m3, where that is faster.
 template <DType type, bool tiny>
 inline void decode_step(const char* codes, Vec (&v)[kStep / kLanes]) {
-  if constexpr (tiny && type == DType::kE4M3) {
+  if constexpr (tiny) {
+    static_assert(type == DType::kE4M3);
     decode32_tiny(codes, v);
   } else {
     decode32<type>(codes, v);
@@ -85,7 +75,7 @@ template <DType type, bool tiny>
 inline void decode_row(float* dst, const char* codes, int64_t depth, int64_t ahead) {
   NanWatch watch;
   for (int64_t k = 0; k < depth; k += kStep) {
-    const char* from = codes + k * width_of(type);
+    const char* from = codes + k * size_of(type);
     fetch_step<type>(from, ahead);
     if constexpr (type == DType::kE4M3) watch.look32(from);
     Vec v[kStep / kLanes];
@@ -106,7 +96,7 @@ inline void stream_tile(const float* a, int64_t lda, const char* const (&b)[cols
   NanWatch watch;
   for (int64_t k = 0; k < depth; k += kStep) {
     for (int n = 0; n < cols; ++n) {
-      const char* codes = b[n] + k * width_of(type);
+      const char* codes = b[n] + k * size_of(type);
       fetch_step<type>(codes, ahead);
       if constexpr (type == DType::kE4M3) watch.look32(codes);
       Vec vb[kStep / kLanes];

@@ -1,13 +1,22 @@
 // A grouped product, unit by unit, to the output.
 
+// The packing of rows of A as items of work.
+struct Packing {
+  const PackedRows& rows;
+  int64_t run;
+
+  explicit Packing(const PackedRows& rows) : rows(rows), run(rows_per_run(rows.bytes_per_row())) {}
+  int64_t size() const { return ceil_div(rows.count(), run); }
+  void operator()(int64_t i) const { rows.write(i * run, std::min(rows.count(), (i + 1) * run)); }
+};
+
 inline void multiply_grouped(const GroupedGemm& p) {
   PackedRows rows(p);
   rows.place(shared_scratch(rows.bytes()));
   // The overlap signal and scales of the output count whole blocks.
   const bool whole = p.signal.data != nullptr || p.out.scale != nullptr;
   const Schedule schedule(p, whole ? kBlockN : few_columns(p, kUnitRows), kUnitRows);
-  const int64_t run = rows_per_run(rows.bytes_per_row());
-  auto pack = [&](int64_t i) { rows.write(i * run, std::min(rows.count(), (i + 1) * run)); };
+  const Packing pack(rows);
   auto multiply = [&](int64_t i) {
     const Unit unit = schedule.at(i);
     const Group& g = *unit.group;
@@ -16,12 +25,9 @@ inline void multiply_grouped(const GroupedGemm& p) {
     float* c = buffer + floats;
     unit_sums(p, rows, unit, buffer, c);
     for (int64_t m = 0; m < unit.rows; ++m) {
-      const int64_t i = unit.row_first + m;
-      const int64_t row = g.rows != nullptr ? g.rows[i] : g.first + i;
-      finish_row(p, g, row, unit.col_first, unit.cols, c + m * kLdc);
+      finish_row(p, g, row_of(g, unit.row_first + m), unit.col_first, unit.cols, c + m * kLdc);
     }
     finish_unit(p, unit);
   };
-  parallel_steps(p.num_threads, items(ceil_div(rows.count(), run), pack),
-                 items(schedule.size(), multiply));
+  parallel_steps(p.num_threads, items(pack.size(), pack), items(schedule.size(), multiply));
 }

@@ -12,9 +12,7 @@ template <int heads>
 inline void score_panel(const float* q, int64_t depth, const float* weights, const float* keys,
                         float* sums) {
   Vec acc[heads][kTokenVecs];
-  for (auto& head : acc) {
-    for (Vec& v : head) v = zero();
-  }
+  clear(acc);
   for (int64_t d = 0; d < depth; ++d) {
     Vec k[kTokenVecs];
     for (int v = 0; v < kTokenVecs; ++v) {
@@ -73,10 +71,8 @@ struct FloatForm {
   void pack_row(int64_t i, const char* src) const {
     // Decoding leaves a power of two out of queries and keys: both go into the queries.
     const float factor = decode_factor(type) * decode_factor(p.keys.type);
-    Operand shape{};
-    shape.k_stride = 1;
     for (int64_t h = 0; h < p.heads; ++h) {
-      put_row<type>(q + (i * p.heads + h) * p.depth, shape, src + h * p.q_stride[2], p.depth,
+      put_row<type>(q + (i * p.heads + h) * p.depth, kContiguous, src + h * p.q_stride[2], p.depth,
                     factor);
     }
   }

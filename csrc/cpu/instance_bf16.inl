@@ -12,9 +12,9 @@ namespace MATE_ISA {
 namespace {
 // clang-format off
 #include "cpu/simd_avx512.h"
+#include "cpu/pack.inl"
 #include MATE_TILES
 #include "cpu/bf16_codes.inl"
-#include "cpu/pack.inl"
 #include "cpu/epilogue.inl"
 #include "cpu/bf16_panel.inl"
 #include "cpu/bf16_products.inl"

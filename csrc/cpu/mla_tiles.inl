@@ -12,9 +12,7 @@ inline void dot_products(const float* a, int64_t lda, const float* b, int64_t ld
   static_assert(m * n <= kSums);
   constexpr int fours = (m * n + 3) / 4;
   Vec acc[fours][4];
-  for (auto& four : acc) {
-    for (Vec& v : four) v = zero();
-  }
+  clear(acc);
   for (int64_t d = 0; d < depth; d += kLanes) {
     Vec x[m];
     for (int i = 0; i < m; ++i) x[i] = load(a + i * lda + d);

@@ -6,24 +6,18 @@
 inline void round_floats(float* x, DType type, int64_t count) {
   alignas(64) uint16_t codes[kLdc];
   store_row(codes, type, x, count);
-  Operand shape{};
-  shape.k_stride = 1;
   with_wide_type(type, [&](auto wide) {
-    put_row<wide()>(x, shape, reinterpret_cast<const char*>(codes), count, 1.0f);
+    put_row<wide()>(x, kContiguous, reinterpret_cast<const char*>(codes), count, 1.0f);
   });
 }
 
 // Rounds a group of columns to e4m3 and back; returns the scale that the result lacks.
 inline float quantise_floats(float* x, int64_t count) {
-  const float amax = [&] {
-    return plain_floats<DType::kF32>(x, reinterpret_cast<const char*>(x), count);
-  }();
+  const float amax = plain_floats<DType::kF32>(x, reinterpret_cast<const char*>(x), count);
   const float scale = group_scale(amax, 1e-10f, DType::kE4M3, false);
   alignas(64) uint8_t codes[kLdc];
   store_codes<DType::kE4M3>(codes, x, count, scale);
-  Operand shape{};
-  shape.k_stride = 1;
-  put_row<DType::kE4M3>(x, shape, reinterpret_cast<const char*>(codes), count,
+  put_row<DType::kE4M3>(x, kContiguous, reinterpret_cast<const char*>(codes), count,
                         decode_factor(DType::kE4M3));
   return scale;
 }
@@ -38,7 +32,7 @@ class FusedLayer {
         inner_scales_(ceil_div(p.gate.n, FusedExperts::kQuantGroup)),
         // Columns that are rounded together stay together.
         inner_units_(p.gate, p.quantises ? kBlockN : few_columns(p.gate, kUnitRows), kUnitRows),
-        out_cols_(columns_of_out()) {
+        out_cols_(few_columns(1, p.down.n, p.down.num_threads)) {
     const int64_t inner_bytes = p.num_rows * inner_ld_ * static_cast<int64_t>(sizeof(uint16_t));
     const int64_t scale_bytes =
         p.quantises ? p.num_rows * inner_scales_ * static_cast<int64_t>(sizeof(float)) : 0;
@@ -56,24 +50,15 @@ class FusedLayer {
   void run() {
     PackedRows leaving(down_);
     leaving.adopt(inner_, inner_ld_);
-    const int64_t run = rows_per_run(entering_.bytes_per_row());
-    auto pack = [&](int64_t i) {
-      entering_.write(i * run, std::min(entering_.count(), (i + 1) * run));
-    };
+    const Packing pack(entering_);
     auto gate_and_up = [&](int64_t i) { put_inner(inner_units_.at(i)); };
     auto down = [&](int64_t i) { put_out(leaving, i * out_cols_); };
-    parallel_steps(p_.num_threads, items(ceil_div(entering_.count(), run), pack),
+    parallel_steps(down_.num_threads, items(pack.size(), pack),
                    items(inner_units_.size(), gate_and_up),
                    items(ceil_div(down_.n, out_cols_), down));
   }
 
  private:
-  int64_t columns_of_out() const {
-    int64_t cols = kBlockN;
-    while (cols > 32 && ceil_div(p_.down.n, cols) < 4 * p_.num_threads) cols /= 2;
-    return cols;
-  }
-
   void put_inner(const Unit& unit) {
     const int64_t floats = std::max(unit_floats(p_.gate, unit), unit_floats(p_.up, unit));
     const int64_t sums = unit.rows * kLdc;

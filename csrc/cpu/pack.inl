@@ -35,6 +35,25 @@ inline void with_count(int64_t count, const F& f) {
   f(std::integral_constant<int, most>());
 }
 
+template <int rows, int cols>
+inline void clear(Vec (&acc)[rows][cols]) {
+  for (auto& row : acc) {
+    for (Vec& v : row) v = zero();
+  }
+}
+
+// Row of A and of the output that is the i-th of a group.
+inline int64_t row_of(const Group& g, int64_t i) {
+  return g.rows != nullptr ? g.rows[i] : g.first + i;
+}
+
+inline bool scales_by_column(const GroupedGemm& p) {
+  return p.b_scale.data != nullptr && p.b_scale.row_block == 1;
+}
+
+// What put_row() wants to know of elements that lie side by side.
+constexpr Operand kContiguous{nullptr, DType::kF32, 0, 0, 1};
+
 // What decoding leaves out of a type's values.
 inline float decode_factor(DType type) { return type == DType::kE4M3 ? 256.0f : 1.0f; }
 

@@ -36,69 +36,39 @@ class Tiles {
   }
 
   // Up to 16 rows times one group of columns: segments side by side, so that products do not wait
-  // for one another.
+  // for one another. What is stored last is added with the next, or by finish().
   void multiply_narrow(const Bf16Tile& t, int64_t rows) {
+    static_assert(kPart / kSegment == 4);
     set(rows);
-    for (int64_t s = 0; s < t.segments; s += 4) {
-      const int64_t count = std::min<int64_t>(4, t.segments - s);
-      with_count<4>(count, [&](auto segments) {
-        column<segments()>(t, s);
-        add_sums();
-        each<segments()>([&](auto i) { tile_store<i()>(sums_[0][i()], 64); });
-      });
-      stored_ = {t, rows, s, count};
-    }
+    with_count<4>(t.segments, [&](auto segments) {
+      column<segments()>(t);
+      finish();
+      each<segments()>([&](auto i) { tile_store<i()>(sums_[0][i()], 64); });
+    });
+    stored_ = t;
+    stored_rows_ = rows;
   }
 
-  // The same for the panel before: the last one is still on its way to the cache.
-  void multiply_narrow_late(const Bf16Tile& t, int64_t rows) {
-    if (late_rows_ > 0) multiply_narrow(late_, late_rows_);
-    late_ = t;
-    late_rows_ = rows;
-  }
-
-  // Adds what is not in the sums yet.
+  // Adds what multiply_narrow() stored last: reads wait for products that are still under way, so
+  // that they come after the next ones were issued.
   void finish() {
-    if (late_rows_ > 0) multiply_narrow(late_, late_rows_);
-    late_rows_ = 0;
-    add_sums();
+    for (int64_t m = 0; m < stored_rows_; ++m) {
+      ScaledSum sum(stored_, m, 0);
+      for (int64_t s = 0; s < stored_.segments; ++s) sum.add(s, _mm512_load_ps(sums_[0][s][m]));
+    }
+    stored_rows_ = 0;
   }
 
  private:
-  struct Stored {
-    Bf16Tile tile;
-    int64_t rows, segment, segments;
-  };
-
-  // What multiply_narrow() stored last: reads wait for products that are still under way, so that
-  // they come after the next ones were issued.
-  void add_sums() {
-    const Stored& p = stored_;
-    for (int64_t m = 0; m < p.rows; ++m) {
-      ScaledSum sum(p.tile, m, 0);
-      for (int64_t i = 0; i < p.segments; ++i) {
-        sum.add(p.segment + i, _mm512_load_ps(sums_[0][i][m]));
-      }
-    }
-    stored_.rows = 0;
-  }
-
   void set(int64_t wanted) {
     if (wanted == rows_) return;
     rows_ = wanted;
-    struct alignas(64) Config {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
+    TileConfig config;
     const bool narrow = wanted <= 16;
     const auto upper = static_cast<uint8_t>(std::min<int64_t>(wanted, 16));
     const auto lower = narrow ? upper : static_cast<uint8_t>(wanted - 16);
     const uint8_t rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
-    for (int i = 0; i < 8; ++i) {
-      config.rows[i] = rows[i];
-      config.bytes[i] = 64;
-    }
+    std::copy(rows, rows + 8, config.rows);
     tile_load_config(&config);
   }
 
@@ -127,11 +97,11 @@ class Tiles {
   }
 
   template <int segments>
-  static void column(const Bf16Tile& t, int64_t segment) {
+  static void column(const Bf16Tile& t) {
     each<segments>([](auto i) { tile_zero<i()>(); });
     for (int64_t k = 0; k < kSegment; k += 32) {
       each<segments>([&](auto i) {
-        const int64_t at = (segment + i()) * kSegment + k;
+        const int64_t at = i() * kSegment + k;
         tile_load<6 + i() % 2>(t.b + at / 2 * kPanelLanes, 64);
         tile_load<4 + i() % 2>(t.a + at, t.lda * 2);
         tile_product<i(), 4 + i() % 2, 6 + i() % 2>();
@@ -146,9 +116,8 @@ class Tiles {
   }
 
   alignas(64) float sums_[kPart / kSegment][4][16][16];
-  Stored stored_{};
-  Bf16Tile late_{};
-  int64_t late_rows_ = 0, rows_ = -1;
+  Bf16Tile stored_{};
+  int64_t stored_rows_ = 0, rows_ = -1;
 };
 
 // Codes of one group of columns times up to kNarrowRows rows.
@@ -156,5 +125,5 @@ template <DType type>
 inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
                            const Ahead& ahead, uint32_t* panel, Tiles& tiles) {
   write_panel<type>(panel, codes, count, t.segments * kSegment, ahead);
-  tiles.multiply_narrow_late(t, rows);
+  tiles.multiply_narrow(t, rows);
 }

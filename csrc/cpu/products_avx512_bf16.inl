@@ -1,8 +1,7 @@
 // Products of a GEMM with AVX-512 BF16.
 
 constexpr int64_t kNarrowRows = 8, kUnitRows = 256, kPart = 512;
-// Bytes of a panel up to which the next one is fetched as it lies; longer rows are followed. (Zen
-// 4)
+// Bytes of a panel up to which the next is fetched as it lies; longer rows are followed (Zen 4).
 constexpr int64_t kFetchInOrder = 65536;
 constexpr int64_t kBlockRows = 12;  // 24 accumulators, of 32 vector registers
 
@@ -13,27 +12,10 @@ inline void add_scaled(const Bf16Tile& t, int64_t m, int64_t group, int64_t segm
 template <int rows, int groups>
 inline void dot_pairs(const Bf16Tile& t) {
   for (int64_t s = 0; s < t.segments; ++s) {
-    __m512 acc[rows][groups];
-    for (auto& row : acc) {
-      for (__m512& v : row) v = _mm512_setzero_ps();
-    }
-    const uint16_t* a = t.a + s * kSegment;
-    const uint32_t* b = t.b + s * kSegment / 2 * kPanelLanes;
-    for (int64_t k = 0; k < kSegment; k += 2, b += kPanelLanes) {
-      __m512bh vb[groups];
-      for (int g = 0; g < groups; ++g) {
-        vb[g] = reinterpret_cast<__m512bh>(_mm512_load_si512(b + g * t.group_stride));
-      }
-      for (int m = 0; m < rows; ++m) {
-        int32_t pair;
-        std::memcpy(&pair, a + m * t.lda + k, sizeof(pair));
-        const auto va = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        for (int g = 0; g < groups; ++g) acc[m][g] = _mm512_dpbf16_ps(acc[m][g], va, vb[g]);
-      }
-    }
-    for (int m = 0; m < rows; ++m) {
-      for (int g = 0; g < groups; ++g) add_scaled(t, m, g, s, acc[m][g]);
-    }
+    pair_tile<rows, groups>(t.a + s * kSegment, t.lda, t.b + s * kSegment / 2 * kPanelLanes,
+                            t.group_stride, kSegment, [&](int m, const Vec(&sums)[groups]) {
+                              for (int g = 0; g < groups; ++g) add_scaled(t, m, g, s, sums[g]);
+                            });
   }
 }
 
@@ -47,10 +29,8 @@ inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t se
   constexpr int kSegments = 2;
   constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
   const PanelWriter<type> writer;
-  __m512 acc[kSegments][rows];
-  for (auto& segment : acc) {
-    for (__m512& v : segment) v = _mm512_setzero_ps();
-  }
+  Vec acc[kSegments][rows];
+  clear(acc);
   for (int64_t k = 0; k < kSegment; k += 4 * kCodes) {
     RowLines lines[kSegments];
     for (int s = 0; s < kSegments; ++s) {
@@ -63,11 +43,8 @@ inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t se
         const uint16_t* a = t.a + (segment + s) * kSegment + k + part * kCodes;
         writer.pairs(lines[s][part], [&](int pair, __m512i dwords) {
           for (int m = 0; m < rows; ++m) {
-            int32_t two;
-            std::memcpy(&two, a + m * t.lda + 2 * pair, sizeof(two));
-            acc[s][m] =
-                _mm512_dpbf16_ps(acc[s][m], reinterpret_cast<__m512bh>(_mm512_set1_epi32(two)),
-                                 reinterpret_cast<__m512bh>(dwords));
+            const __m512bh x = pair_at(a + m * t.lda + 2 * pair);
+            acc[s][m] = _mm512_dpbf16_ps(acc[s][m], x, (__m512bh)dwords);
           }
         });
       }

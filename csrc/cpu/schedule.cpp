@@ -9,43 +9,6 @@ namespace mate::cpu {
 
 namespace {
 
-int64_t row_blocks(const GroupedGemm& p, int64_t block_m) {
-  int64_t blocks = 0;
-  for (int64_t g = 0; g < p.num_groups; ++g) blocks += ceil_div(p.groups[g].count, block_m);
-  return blocks;
-}
-
-}  // namespace
-
-int64_t few_columns(const GroupedGemm& p, int64_t block_m) {
-  int64_t cols = kBlockN;
-  while (cols > kBlockN / 4 && row_blocks(p, block_m) * ceil_div(p.n, cols) < 4 * p.num_threads) {
-    cols /= 2;
-  }
-  return cols;
-}
-
-Schedule::Schedule(const GroupedGemm& p, int64_t cols, int64_t block_m)
-    : p_(p), block_m_(block_m), cols_(cols), col_blocks_(ceil_div(p.n, cols)) {
-  int64_t units = 0;
-  first_.reserve(p.num_groups + 1);
-  first_.push_back(0);
-  for (int64_t g = 0; g < p.num_groups; ++g) {
-    units += ceil_div(p.groups[g].count, block_m) * col_blocks_;
-    first_.push_back(units);
-  }
-}
-
-Unit Schedule::at(int64_t i) const {
-  int64_t g = std::upper_bound(first_.begin(), first_.end(), i) - first_.begin() - 1;
-  const Group& group = p_.groups[g];
-  int64_t row_block = (i - first_[g]) / col_blocks_, col_block = (i - first_[g]) % col_blocks_;
-  int64_t row = row_block * block_m_, col = col_block * cols_;
-  return {&group, row, std::min(block_m_, group.count - row), col, std::min(cols_, p_.n - col)};
-}
-
-namespace {
-
 class Buffer {
  public:
   void* get(int64_t bytes) {
@@ -70,6 +33,37 @@ class Buffer {
 };
 
 }  // namespace
+
+int64_t few_columns(int64_t row_blocks, int64_t n, int num_threads) {
+  int64_t cols = kBlockN;
+  while (cols > kBlockN / 4 && row_blocks * ceil_div(n, cols) < 4 * num_threads) cols /= 2;
+  return cols;
+}
+
+int64_t few_columns(const GroupedGemm& p, int64_t block_m) {
+  int64_t row_blocks = 0;
+  for (int64_t g = 0; g < p.num_groups; ++g) row_blocks += ceil_div(p.groups[g].count, block_m);
+  return few_columns(row_blocks, p.n, p.num_threads);
+}
+
+Schedule::Schedule(const GroupedGemm& p, int64_t cols, int64_t block_m)
+    : p_(p), block_m_(block_m), cols_(cols), col_blocks_(ceil_div(p.n, cols)) {
+  int64_t units = 0;
+  first_.reserve(p.num_groups + 1);
+  first_.push_back(0);
+  for (int64_t g = 0; g < p.num_groups; ++g) {
+    units += ceil_div(p.groups[g].count, block_m) * col_blocks_;
+    first_.push_back(units);
+  }
+}
+
+Unit Schedule::at(int64_t i) const {
+  int64_t g = std::upper_bound(first_.begin(), first_.end(), i) - first_.begin() - 1;
+  const Group& group = p_.groups[g];
+  int64_t row_block = (i - first_[g]) / col_blocks_, col_block = (i - first_[g]) % col_blocks_;
+  int64_t row = row_block * block_m_, col = col_block * cols_;
+  return {&group, row, std::min(block_m_, group.count - row), col, std::min(cols_, p_.n - col)};
+}
 
 void* scratch(int64_t bytes) {
   thread_local Buffer buffer;

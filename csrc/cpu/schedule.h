@@ -13,8 +13,11 @@ struct Unit {
   int64_t col_first, cols;
 };
 
-// Columns for units of up to block_m rows: kBlockN, or fewer (never across a scale block) where
-// that gives every thread several units.
+// Columns of a block where `row_blocks` blocks of rows have n columns: kBlockN, or fewer (never
+// across a scale block) where that gives every thread several units.
+int64_t few_columns(int64_t row_blocks, int64_t n, int num_threads);
+
+// The same for units of up to block_m rows.
 int64_t few_columns(const GroupedGemm& p, int64_t block_m);
 
 class Schedule {

@@ -96,27 +96,7 @@ inline void decode32_tiny(const void*, Vec (&v)[2]) {
   for (Vec& x : v) x = zero();
 }
 
-// Whether 16 e4m3 bytes hold a NaN code.
-inline bool has_nan16(const void* p) {
-  const __m128i nan = _mm_set1_epi8(0x7f);
-  __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(p));
-  return _mm_cmpeq_epi8_mask(_mm_and_si128(codes, nan), nan) != 0;
-}
-
-// Remembers whether a NaN code passed among e4m3 bytes, 32 at a time: 0x7f is the largest signed
-// byte, 0xff the largest unsigned one.
-struct NanWatch {
-  __m256i positive = _mm256_setzero_si256(), negative = _mm256_setzero_si256();
-  void look32(const void* p) {
-    __m256i codes = _mm256_loadu_si256(static_cast<const __m256i*>(p));
-    positive = _mm256_max_epi8(positive, codes);
-    negative = _mm256_max_epu8(negative, codes);
-  }
-  bool found() const {
-    return (_mm256_cmpeq_epi8_mask(positive, _mm256_set1_epi8(0x7f)) |
-            _mm256_cmpeq_epi8_mask(negative, _mm256_set1_epi8(static_cast<char>(0xff)))) != 0;
-  }
-};
+#include "cpu/nan_codes.h"
 
 inline void store_bf16(uint16_t* p, Vec x) {
   __m512i bits = _mm512_castps_si512(x);

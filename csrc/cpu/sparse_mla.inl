@@ -68,12 +68,10 @@ struct MlaWork {
         decay(scores + kMlaTile * whole_lanes(u.heads)) {}
 
   void pack_queries() const {
-    Operand shape{};
-    shape.k_stride = 1;
     for (int64_t h = 0; h < u.heads; ++h) {
       const int64_t from = u.token * p.q_stride[0] + (u.head_first + h) * p.q_stride[1];
       with_wide_type(p.q_type, [&](auto type) {
-        put_row<type()>(q + h * ld, shape, p.q + from * size_of(type), p.depth, p.scale);
+        put_row<type()>(q + h * ld, kContiguous, p.q + from * size_of(type), p.depth, p.scale);
       });
     }
     // Lanes of no head: whatever they hold, it must be numbers.

@@ -5,23 +5,16 @@
 // Intel has one port for shuffles; lanes from memory need none.
 constexpr bool kInsertsFromMemory = true;
 
-// What a thread holds while it multiplies tiles: each of the eight is 16 rows of 64 bytes.
+// What a thread holds while it multiplies tiles.
 class TileSession {
  public:
   TileSession() {
-    static constexpr Config kConfig;
+    static constexpr TileConfig kConfig;
     tile_load_config(&kConfig);
   }
   ~TileSession() { tile_release(); }
   TileSession(const TileSession&) = delete;
   TileSession& operator=(const TileSession&) = delete;
-
- private:
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
 };
 
 // Rows of a tile beside `vecs` vectors of columns.
