@@ -16,12 +16,16 @@ constexpr int64_t size_of(DType type) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One operand of a grouped product: element (g, r, k) sits at
-// data + g * group_stride + r * row_stride + k * k_stride.
+// data + g * group_stride + r * row_stride + k * k_stride. Packed, that is true of the first of
+// each kPackedRows rows only, whose elements are laid out as cpu/packing.h tells.
 struct Operand {
   const void* data;
   DType type;
   int64_t group_stride, row_stride, k_stride;
+  bool packed = false;
 };
+
+constexpr int64_t kPackedRows = 16;
 
 // Scale of element (g, r, k) is data[g * group_stride + r / row_block * row_stride +
 // k / k_block * k_stride]; data is null where the operand has no scales.

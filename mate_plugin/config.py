@@ -145,6 +145,10 @@ class Settings(_Section):
     activation: Literal["auto", "bf16", "fp8"] = Field(
         default="auto", description="what activations are rounded to; auto keeps 16 bits on CPU"
     )
+    pack_weights: bool = Field(
+        default=True,
+        description="rearrange weights of MoE layers in memory where kernels are faster for it",
+    )
     logits_budget_mb: Annotated[int, WholeNumber] = Field(
         default=512,
         gt=0,

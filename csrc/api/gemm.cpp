@@ -19,6 +19,7 @@ void run(GroupedGemm& p, const std::vector<Group>& groups, int64_t num_threads) 
   p.groups = groups.data();
   p.num_groups = static_cast<int64_t>(groups.size());
   p.num_threads = static_cast<int>(num_threads);
+  require_packed(p);
   kernels().grouped_gemm(p);
 }
 
@@ -29,8 +30,8 @@ void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
   MATE_COUNT_CALL("ragged_m_gemm");
   RaggedGroups ragged(static_cast<GemmMode>(gemm_mode), data<const int32_t>(info), info.stride(0),
                       b.size(0), a.size(0), a.size(1), alignment_m);
-  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), b.size(1));
+  GroupedGemm p = problem(operand(a, a_tag), weights(b, b_tag, 3), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), weight_rows(b, 3));
   p.out = output(out, out_tag);
   run(p, ragged.groups, num_threads);
 }
@@ -45,8 +46,8 @@ void masked_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor s
     int64_t count = std::min<int64_t>(data<const int32_t>(counts)[e * counts.stride(0)], a.size(1));
     if (count > 0) groups.push_back({e, 0, count, nullptr, e, 0, a.size(2), 0});
   }
-  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), b.size(1));
+  GroupedGemm p = problem(operand(a, a_tag), weights(b, b_tag, 3), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), weight_rows(b, 3));
   p.out = output(out, out_tag);
   p.signal = {data<int32_t>(signal), ceil_div(a.size(1), kBlockM)};
   run(p, groups, num_threads);
@@ -93,8 +94,8 @@ void batched_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor 
   for (int64_t e = 0; e < (d > 0 ? a.size(0) : 1); ++e) {
     groups.push_back({e, 0, a.size(d), nullptr, e, 0, a.size(d + 1), 0});
   }
-  GroupedGemm p = problem(operand(a, a_tag), operand(b, b_tag), scales(sa, 1, gran_k),
-                          scales(sb, gran_n, gran_k), b.size(d));
+  GroupedGemm p = problem(operand(a, a_tag), weights(b, b_tag, a.ndim()), scales(sa, 1, gran_k),
+                          scales(sb, gran_n, gran_k), weight_rows(b, a.ndim()));
   p.out = output(out, out_tag);
   if (c.has_value()) p.out.c = operand(*c, c_tag);
   p.out.divisor = data<const float>(divisor);

@@ -54,20 +54,23 @@ void skip_rows(GroupedGemm& p, int64_t rows) {
 }
 
 void fused_experts(TensorView hidden, OptionalTensor hidden_scale, TensorView topk_ids,
-                   OptionalTensor weights, TensorView w13, OptionalTensor w13_scale, TensorView w2,
-                   OptionalTensor w2_scale, OptionalTensor expert_map, TensorView out,
-                   int64_t block_n, int64_t block_k, double limit, bool rounds, int64_t type_tag,
-                   int64_t hidden_tag, int64_t weights_tag, int64_t w13_tag, int64_t w2_tag,
-                   int64_t out_tag, int64_t num_threads, int64_t /*stream*/) {
+                   OptionalTensor topk_weights, TensorView w13, OptionalTensor w13_scale,
+                   TensorView w2, OptionalTensor w2_scale, OptionalTensor expert_map,
+                   TensorView out, int64_t block_n, int64_t block_k, double limit, bool rounds,
+                   int64_t type_tag, int64_t hidden_tag, int64_t weights_tag, int64_t w13_tag,
+                   int64_t w2_tag, int64_t out_tag, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("fused_experts");
-  const int64_t num_tokens = topk_ids.size(0), topk = topk_ids.size(1), inner = w2.size(2);
+  const int64_t num_tokens = topk_ids.size(0), topk = topk_ids.size(1);
+  const int64_t inner = weight_rows(w13, 3) / 2;
   FusedExperts p{};
-  p.gate = problem(operand(hidden, hidden_tag), operand(w13, w13_tag),
+  p.gate = problem(operand(hidden, hidden_tag), weights(w13, w13_tag, 3),
                    scales(hidden_scale, 1, block_k), scales(w13_scale, block_n, block_k), inner);
-  p.down = problem({}, operand(w2, w2_tag), {}, scales(w2_scale, block_n, block_k), w2.size(1));
+  p.down = problem({}, weights(w2, w2_tag, 3), {}, scales(w2_scale, block_n, block_k),
+                   weight_rows(w2, 3));
   p.gate.num_threads = p.down.num_threads = static_cast<int>(num_threads);
   p.up = p.gate;
   skip_rows(p.up, inner);
+  require_packed(p.gate);
   p.limit = swiglu_limit(limit);
   p.type = dtype(type_tag);
   p.rounds = rounds;
@@ -87,7 +90,7 @@ void fused_experts(TensorView hidden, OptionalTensor hidden_scale, TensorView to
         static_cast<int64_t>(rows.entering.size());
     p.num_rows = rows.num_rows;
     p.row_of = rows.row_of_slot.data();
-    p.weights = slot_weights(weights, weights_tag);
+    p.weights = slot_weights(topk_weights, weights_tag);
     if (p.weights.data != nullptr) {
       p.weights.data = static_cast<const char*>(p.weights.data) +
                        token * p.weights.row_stride * size_of(p.weights.type);

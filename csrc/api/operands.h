@@ -20,6 +20,21 @@ inline Operand operand(const TensorView& x, int64_t tag) {
   return {data<const void>(x), dtype(tag), d > 0 ? x.stride(0) : 0, x.stride(d), x.stride(d + 1)};
 }
 
+// B as rows, or packed: [rows / kPackedRows, k / q, kPackedRows, q], q elements to 4 bytes, with
+// `rank` dimensions if it were rows.
+inline Operand weights(const TensorView& x, int64_t tag, int rank) {
+  if (x.ndim() == rank) return operand(x, tag);
+  const int64_t k = x.size(rank - 1) * x.size(rank + 1);
+  return {data<const void>(x), dtype(tag), rank > 2 ? x.stride(0) : 0, k, 1, true};
+}
+
+inline int64_t weight_rows(const TensorView& x, int rank) {
+  return x.size(rank - 2) * (x.ndim() == rank ? 1 : kPackedRows);
+}
+
+// Raises ValueError where the kernels in use do not read packed weights beside this A.
+void require_packed(const GroupedGemm& p);
+
 // [rows or row blocks, k blocks] with or without a group dimension, or one element of any rank; a
 // granularity of 0 means the whole dimension.
 inline Scales scales(const OptionalTensor& s, int64_t row_block, int64_t k_block) {

@@ -14,6 +14,15 @@ struct Bf16Tile {
   const float* col_scale;  // [segments, kPanelCols] another one for each column, or null
   float* c;                // [rows, ldc]
   int64_t ldc;
+
+  // The same for rows from m on.
+  Bf16Tile from_row(int64_t m) const {
+    Bf16Tile other = *this;
+    other.a += m * lda;
+    other.scale += m * scale_stride;
+    other.c += m * ldc;
+    return other;
+  }
 };
 
 // One row and group of columns of c, to which scaled sums are added; written back at the end.

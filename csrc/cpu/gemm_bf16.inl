@@ -97,6 +97,7 @@ struct Bf16Unit {
   Tiles tiles;
 
   static constexpr int64_t kPanelFloats = kPart * kPanelCols / 2;
+  static constexpr int64_t kFarInRow = 256;
 
   int64_t segments() const { return ceil_div(g.k, kSegment); }
 
@@ -126,12 +127,15 @@ struct Bf16Unit {
     }
   }
 
+  // Rows without scales of their own share those of the columns.
+  bool rows_share_scales() const { return p.a_scale.data == nullptr && !scales_by_column(p); }
+
   // One for each row and segment. No unit reaches across blocks of columns: their scale comes in
   // here unless each column has its own.
   void put_row_scales() const {
-    float* common = col_scale;
+    float* common = rows_share_scales() ? scale : col_scale;
     if (!scales_by_column(p)) put_scales(common, 1, p.b_scale, g.weight, u.col_first);
-    for (int64_t m = 0; m < u.rows; ++m) {
+    for (int64_t m = 0; m < u.rows && !rows_share_scales(); ++m) {
       float* to = scale + m * segments();
       put_scales(to, 1, p.a_scale, g.a_group, row(m));
       for (int64_t s = 0; s < segments() && !scales_by_column(p); ++s) to[s] *= common[s];
@@ -146,17 +150,40 @@ struct Bf16Unit {
     }
   }
 
-  // Columns past the end repeat the last one; their sums are not stored.
-  template <int64_t cols>
-  void find_codes(const char* (&codes)[cols], int64_t n, int64_t k) const {
-    for (int64_t j = 0; j < cols; ++j) codes[j] = element(p.b, g.weight, last_col(n + j), k);
+  // Where columns from n on are found. Columns past the end repeat the last ones; their sums are
+  // not stored.
+  template <DType type>
+  void find(PackedSource<type>& source, int64_t n, int64_t k, int64_t) const {
+    const int64_t col = std::min(u.col_first + n, p.n - kPackedRows);
+    source.panel = element(p.b, g.weight, col, 0);
+    source.skip(k);
   }
 
+  // Reading row by row, each is followed `far` elements ahead, unless they lie in order.
+  template <DType type>
+  void find(RowSource<type>& source, int64_t n, int64_t k, int64_t far) const {
+    for (int64_t j = 0; j < kPanelLanes; ++j) {
+      source.rows[j] = element(p.b, g.weight, last_col(n + j), k);
+    }
+    const int64_t size = size_of(type), next = g.k * kPanelLanes * size;
+    if (far > 0 || next > kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
+      source.next = nullptr;
+      source.far = (far > 0 ? far : kFarInRow) * size;
+    } else {
+      source.next = source.rows[0] + next + k * (kPanelLanes - 1) * size;
+    }
+  }
+
+  // Calls f with the type of B and a null pointer to what reads it.
   template <typename F>
-  void with_code_type(const F& f) const {
-    if (p.b.type == DType::kE4M3) return f(std::integral_constant<DType, DType::kE4M3>());
-    if (p.b.type == DType::kE5M2) return f(std::integral_constant<DType, DType::kE5M2>());
-    return f(std::integral_constant<DType, DType::kBF16>());
+  void with_source(const F& f) const {
+    auto typed = [&](auto type) {
+      if (p.b.packed) return f(type, static_cast<PackedSource<type()>*>(nullptr));
+      f(type, static_cast<RowSource<type()>*>(nullptr));
+    };
+    if (p.b.type == DType::kE4M3) return typed(std::integral_constant<DType, DType::kE4M3>());
+    if (p.b.type == DType::kE5M2) return typed(std::integral_constant<DType, DType::kE5M2>());
+    typed(std::integral_constant<DType, DType::kBF16>());
   }
 
   // Rows of A from m on, with the next part of k.
@@ -167,49 +194,40 @@ struct Bf16Unit {
             panel,
             kPart / 2 * kPanelLanes,
             ceil_div(count, kSegment),
-            scale + m * segments() + segment,
-            segments(),
+            scale + (rows_share_scales() ? 0 : m * segments()) + segment,
+            rows_share_scales() ? 0 : segments(),
             scales_by_column(p) ? col_scale + segment * kPanelCols : nullptr,
             c + m * kLdc + n,
             kLdc};
   }
 
-  Ahead ahead(const char* const* codes, int64_t n, int64_t k, int64_t size) const {
-    const int64_t next = g.k * kPanelLanes * size;
-    if (next > kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
-      return {codes, nullptr, 256 * size};
-    }
-    return {nullptr, codes[0] + next + k * (kPanelLanes - 1) * size, 0};
-  }
-
   // Few rows: they follow the codes along whole rows of B, which is what the memory does best.
-  template <DType type>
+  template <DType type, typename Source>
   void multiply_narrow() {
-    for (int64_t n = 0; n < u.cols; n += kPanelLanes) {
-      put_col_scales(n, kPanelLanes);
+    constexpr int kGroups = kNarrowGroups<Source>;
+    for (int64_t n = 0; n < u.cols; n += kGroups * kPanelLanes) {
+      put_col_scales(n, kGroups * kPanelLanes);
       for (int64_t k = 0; k < g.k; k += kPart) {
         const int64_t count = std::min(kPart, g.k - k);
-        const char* codes[kPanelLanes];
-        find_codes(codes, n, k);
-        multiply_codes<type>(tile(0, n, k, count), u.rows, codes, count,
-                             ahead(codes, n, k, size_of(type)), panel, tiles);
+        Source sources[kGroups];
+        for (int g = 0; g < kGroups; ++g) find(sources[g], n + g * kPanelLanes, k, 0);
+        multiply_codes<type>(tile(0, n, k, count), u.rows, sources, count, panel, tiles);
       }
       tiles.finish();
     }
   }
 
-  template <DType type>
+  template <DType type, typename Source>
   void multiply() {
     for (int64_t n = 0; n < u.cols; n += kPanelCols) {
       put_col_scales(n, kPanelCols);
       for (int64_t k = 0; k < g.k; k += kPart) {
         const int64_t count = std::min(kPart, g.k - k);
-        const char* codes[kPanelCols];
-        find_codes(codes, n, k);
         for (int group = 0; group < kTileGroups; ++group) {
-          write_panel<type>(panel + group * kPart / 2 * kPanelLanes, codes + group * kPanelLanes,
-                            count, whole_segments(count),
-                            {codes + group * kPanelLanes, nullptr, kPart * size_of(type)});
+          Source source;
+          find(source, n + group * kPanelLanes, k, kPart);
+          write_panel<type>(panel + group * kPart / 2 * kPanelLanes, source, count,
+                            whole_segments(count));
         }
         for (int64_t m = 0; m < u.rows; m += kBlockRows) {
           tiles.multiply(tile(m, n, k, count), std::min(kBlockRows, u.rows - m));
@@ -221,11 +239,12 @@ struct Bf16Unit {
   void run() {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
     put_row_scales();
-    with_code_type([&](auto type) {
-      if (u.rows <= kNarrowRows) {
-        multiply_narrow<type()>();
+    with_source([&](auto type, auto* source) {
+      using Source = std::remove_pointer_t<decltype(source)>;
+      if (u.rows <= kNarrowRows<Source>) {
+        multiply_narrow<type(), Source>();
       } else {
-        multiply<type()>();
+        multiply<type(), Source>();
       }
     });
   }

@@ -31,9 +31,9 @@ void grouped_gemm(const GroupedGemm& p) { multiply_grouped(p); }
 void fused_experts(const FusedExperts& p) { FusedLayer(p).run(); }
 
 constexpr Kernels kKernels{
-    MATE_QUOTE(MATE_ISA), grouped_gemm,  fused_experts, indexer_scores, top_k,
-    silu_and_mul,         quantise,      permute,       unpermute,      quantise_keys,
-    sparse_mla,           multiply_adds, nullptr,       nullptr,        read_memory,
+    MATE_QUOTE(MATE_ISA), grouped_gemm, fused_experts, nullptr,     indexer_scores, top_k,
+    silu_and_mul,         quantise,     permute,       unpermute,   quantise_keys,  sparse_mla,
+    multiply_adds,        nullptr,      nullptr,       read_memory,
 };
 }  // namespace
 

@@ -16,6 +16,7 @@ namespace {
 #include MATE_TILES
 #include "cpu/bf16_codes.inl"
 #include "cpu/epilogue.inl"
+#include "cpu/bf16_source.inl"
 #include "cpu/bf16_panel.inl"
 #include "cpu/bf16_products.inl"
 #include MATE_PRODUCTS
@@ -48,6 +49,7 @@ Kernels make_table() {
   kernels.name = MATE_QUOTE(MATE_ISA);
   kernels.grouped_gemm = grouped_gemm;
   kernels.fused_experts = fused_experts;
+  kernels.takes_packed = takes_bf16;
   kernels.indexer_scores = indexer_scores;
   kernels.pair_products = pair_products;
   kernels.tile_products = tile_products;

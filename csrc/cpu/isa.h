@@ -18,6 +18,8 @@ struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
   void (*fused_experts)(const FusedExperts&);
+  // Whether a product is served whose B is packed; nullptr where none is.
+  bool (*takes_packed)(const GroupedGemm&);
   void (*indexer_scores)(const IndexerScores&);
   void (*top_k)(const TopK&);
   void (*silu_and_mul)(const SiluAndMul&);

@@ -1,7 +1,7 @@
 // Products of a GEMM in the tile registers of AMX.
 
 // Up to kNarrowRows rows of A meet one group of columns at a time, more meet kTileGroups.
-constexpr int64_t kNarrowRows = 16, kBlockRows = 32, kUnitRows = 512, kPart = 512;
+constexpr int64_t kBlockRows = 32, kUnitRows = 512, kPart = 512;
 constexpr int64_t kFetchInOrder = INT64_MAX;  // bytes of a panel that are fetched as they lie
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows of A, 6 and 7 columns of B.
@@ -120,10 +120,15 @@ class Tiles {
   int64_t stored_rows_ = 0, rows_ = -1;
 };
 
+template <typename Source>
+constexpr int kNarrowGroups = 1;
+template <typename Source>
+constexpr int64_t kNarrowRows = 16;
+
 // Codes of one group of columns times up to kNarrowRows rows.
-template <DType type>
-inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
-                           const Ahead& ahead, uint32_t* panel, Tiles& tiles) {
-  write_panel<type>(panel, codes, count, t.segments * kSegment, ahead);
+template <DType type, typename Source>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const Source (&sources)[1],
+                           int64_t count, uint32_t* panel, Tiles& tiles) {
+  write_panel<type>(panel, sources[0], count, t.segments * kSegment);
   tiles.multiply_narrow(t, rows);
 }

@@ -1,6 +1,6 @@
 // Products of a GEMM with AVX-512 BF16.
 
-constexpr int64_t kNarrowRows = 8, kUnitRows = 256, kPart = 512;
+constexpr int64_t kUnitRows = 256, kPart = 256;
 // Bytes of a panel up to which the next is fetched as it lies; longer rows are followed (Zen 4).
 constexpr int64_t kFetchInOrder = 65536;
 constexpr int64_t kBlockRows = 12;  // 24 accumulators, of 32 vector registers
@@ -19,39 +19,60 @@ inline void dot_pairs(const Bf16Tile& t) {
   }
 }
 
-// The same for few rows of A and two segments of one group of columns, straight from the codes of
-// B. Two segments side by side keep the multipliers busy, where one would wait for its own sums;
-// more rows of B at once would push each other out of the cache where they lie a power of two
-// apart.
-template <DType type, int rows>
-inline void stream_pairs(const Bf16Tile& t, const char* const* codes, int64_t segment,
-                         const Ahead& ahead) {
-  constexpr int kSegments = 2;
-  constexpr int64_t kCodes = PanelWriter<type>::kCodes, kSize = 16 / kCodes;
-  const PanelWriter<type> writer;
-  Vec acc[kSegments][rows];
+// Groups of columns that few rows of A meet at once. Rows of B that lie a power of two apart would
+// push each other out of the cache; packed ones do not, and halve the reads of A.
+template <typename Source>
+constexpr int kNarrowGroups = Source::kPacked ? 2 : 1;
+// Rows whose sums fit in the registers beside what decoding needs, and those up to which decoding
+// anew for each so many rows takes less time than a panel.
+template <typename Source>
+constexpr int64_t kStreamRows = Source::kPacked ? 10 : 8;
+template <typename Source>
+constexpr int64_t kNarrowRows = Source::kPacked ? 30 : 8;
+
+// The same for few rows of A, straight from the codes of B. Segments side by side keep the
+// multipliers busy, where few sums would wait for one another.
+template <DType type, int rows, int segments, int groups, typename Source>
+inline void stream_pairs(const Bf16Tile& t, const Source (&sources)[groups], int64_t segment) {
+  constexpr int64_t kCodes = kPartElements<type>;
+  constexpr int kPairs = ToPairs<type>::kPairs;
+  const ToPairs<type> to_pairs;
+  Vec acc[segments * groups][rows];
   clear(acc);
   for (int64_t k = 0; k < kSegment; k += 4 * kCodes) {
-    RowLines lines[kSegments];
-    for (int s = 0; s < kSegments; ++s) {
-      const int64_t at = ((segment + s) * kSegment + k) * kSize;
-      ahead.fetch(at);
-      load_lines(codes, at, lines[s]);
+    typename Source::Lines lines[segments][groups];
+    for (int s = 0; s < segments; ++s) {
+      for (int g = 0; g < groups; ++g) {
+        sources[g].load(((segment + s) * kSegment + k) * size_of(type), lines[s][g]);
+      }
     }
     for (int part = 0; part < 4; ++part) {
-      for (int s = 0; s < kSegments; ++s) {
+#pragma GCC unroll 2
+      for (int s = 0; s < segments; ++s) {
         const uint16_t* a = t.a + (segment + s) * kSegment + k + part * kCodes;
-        writer.pairs(lines[s][part], [&](int pair, __m512i dwords) {
-          for (int m = 0; m < rows; ++m) {
-            const __m512bh x = pair_at(a + m * t.lda + 2 * pair);
-            acc[s][m] = _mm512_dpbf16_ps(acc[s][m], x, (__m512bh)dwords);
+        __m512i codes[groups][4];
+        for (int g = 0; g < groups; ++g) sources[g].part(lines[s][g], part, codes[g]);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          __m512i y[groups][kPairs];
+          for (int g = 0; g < groups; ++g) to_pairs(codes[g][i], y[g]);
+          for (int j = 0; j < kPairs; ++j) {
+            for (int m = 0; m < rows; ++m) {
+              const __m512bh x = pair_at(a + m * t.lda + 2 * (i * kPairs + j));
+              for (int g = 0; g < groups; ++g) {
+                Vec& sum = acc[s * groups + g][m];
+                sum = _mm512_dpbf16_ps(sum, x, (__m512bh)y[g][j]);
+              }
+            }
           }
-        });
+        }
       }
     }
   }
-  for (int s = 0; s < kSegments; ++s) {
-    for (int m = 0; m < rows; ++m) add_scaled(t, m, 0, segment + s, acc[s][m]);
+  for (int s = 0; s < segments; ++s) {
+    for (int g = 0; g < groups; ++g) {
+      for (int m = 0; m < rows; ++m) add_scaled(t, m, g, segment + s, acc[s * groups + g][m]);
+    }
   }
 }
 
@@ -62,23 +83,35 @@ struct Tiles {
   void finish() {}
 };
 
-// Codes of one group of columns times up to kNarrowRows rows.
-template <DType type>
-inline void multiply_codes(const Bf16Tile& t, int64_t rows, const char* const* codes, int64_t count,
-                           const Ahead& ahead, uint32_t* panel, Tiles&) {
-  const int64_t streamed = count / (2 * kSegment) * 2;
-  with_count<kNarrowRows>(rows, [&](auto rows) {
-    for (int64_t s = 0; s < streamed; s += 2) stream_pairs<type, rows()>(t, codes, s, ahead);
-    if (streamed == t.segments) return;
-    const char* left[kPanelLanes];
-    const int64_t k = streamed * kSegment;
-    for (int i = 0; i < kPanelLanes; ++i) left[i] = codes[i] + k * size_of(type);
-    write_panel<type>(panel, left, count - k, t.segments * kSegment - k, ahead);
-    Bf16Tile rest = t;
-    rest.a += k;
-    rest.scale += streamed;
-    if (rest.col_scale != nullptr) rest.col_scale += streamed * kPanelCols;
-    rest.segments -= streamed;
-    dot_pairs<rows(), 1>(rest);
-  });
+// Codes of kNarrowGroups times up to kNarrowRows rows.
+template <DType type, typename Source, int groups>
+inline void multiply_codes(const Bf16Tile& t, int64_t rows, const Source (&sources)[groups],
+                           int64_t count, uint32_t* panel, Tiles&) {
+  constexpr int64_t kMost = kStreamRows<Source>;
+  constexpr int kSegments = groups > 1 ? 1 : 2;
+  const int64_t streamed = count / (kSegments * kSegment) * kSegments;
+  const int64_t k = streamed * kSegment;
+  if (streamed < t.segments) {
+    for (int g = 0; g < groups; ++g) {
+      Source left = sources[g];
+      left.skip(k);
+      write_panel<type>(panel + g * t.group_stride, left, count - k, t.segments * kSegment - k);
+    }
+  }
+  const int64_t blocks = ceil_div(rows, kMost);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t first = i * rows / blocks, last = (i + 1) * rows / blocks;
+    Bf16Tile part = t.from_row(first);
+    with_count<kMost>(last - first, [&](auto rows) {
+      for (int64_t s = 0; s < streamed; s += kSegments) {
+        stream_pairs<type, rows(), kSegments>(part, sources, s);
+      }
+      if (streamed == t.segments) return;
+      part.a += k;
+      part.scale += streamed;
+      if (part.col_scale != nullptr) part.col_scale += streamed * kPanelCols;
+      part.segments -= streamed;
+      dot_pairs<rows(), groups>(part);
+    });
+  }
 }

@@ -6,6 +6,7 @@ import torch
 
 from mate_plugin.kernels import library
 from mate_plugin.kernels.checks import check_expert_ids, contract, index_checks_enabled
+from mate_plugin.kernels.packing import as_rows
 
 _fused = library.define(
     "fused_experts",
@@ -83,10 +84,10 @@ def fused_experts(
         _CHECK_MAP(expert_map)
         if index_checks_enabled():
             check_expert_ids("expert_map", expert_map, w13.shape[0])
-    if hidden.shape[1] != w13.shape[2]:
+    shape = as_rows(w13).shape
+    if hidden.shape[1] != shape[2]:
         raise ValueError(
-            f"hidden: expected [T, {w13.shape[2]}] beside w13 {list(w13.shape)},"
-            f" got {list(hidden.shape)}"
+            f"hidden: expected [T, {shape[2]}] beside w13 {list(shape)}, got {list(hidden.shape)}"
         )
     _fused(
         hidden,

@@ -11,6 +11,7 @@ import torch
 
 from mate_plugin.kernels.checks import BACKENDS, choice, contract, describe, granularity
 from mate_plugin.kernels.dense import FLOATS, HALF, check_out_type, run
+from mate_plugin.kernels.packing import as_rows
 
 Triple = tuple[int, int, int]
 
@@ -103,9 +104,10 @@ def gemm_fp8_nt_groupwise(
         out_dtype = given if given in allowed else allowed[0]
     check_out_type(out, out_dtype, allowed)
     check = _GROUPWISE_CHECKS[kind, mn_major]
-    check(a, b, a_scale, b_scale, out, output_scale, gran_k, gran_n)
+    rows = as_rows(b)
+    check(a, rows, a_scale, b_scale, out, output_scale, gran_k, gran_n)
     if out is None:
-        out = torch.empty((a.shape[0], b.shape[0]), dtype=out_dtype, device=a.device)
+        out = torch.empty((a.shape[0], rows.shape[0]), dtype=out_dtype, device=a.device)
     nt_product(a, b, a_scale, b_scale, out, kind, mn_major, gran_n, gran_k, out_scale=output_scale)
     return out
 
@@ -172,8 +174,9 @@ def gemm_w8a16_nt_groupwise(
     if out_dtype is not None:
         check_out_type(out, out_dtype, FLOATS)
     kind = "blocks" if kind == "blocks" else "tensor"
-    _W8A16[kind](a, b, b_scale, out, gran_k, gran_n)
+    rows = as_rows(b)
+    _W8A16[kind](a, rows, b_scale, out, gran_k, gran_n)
     if out is None:
-        out = torch.empty((a.shape[0], b.shape[0]), dtype=out_dtype or a.dtype, device=a.device)
+        out = torch.empty((a.shape[0], rows.shape[0]), dtype=out_dtype or a.dtype, device=a.device)
     nt_product(a, b, None, b_scale, out, kind, False, gran_n, gran_k)
     return out

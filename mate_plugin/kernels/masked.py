@@ -15,6 +15,7 @@ from mate_plugin.kernels.checks import (
     index_checks_enabled,
     integer,
 )
+from mate_plugin.kernels.packing import as_rows
 from mate_plugin.kernels.ragged_m import Check, Granularity
 
 # Rows per entry of the overlap signal's buffer; a finished block covers SIGNAL_BLOCK_M rows.
@@ -79,7 +80,9 @@ def launch(
     if index_checks_enabled():
         check_counts(counts_name, counts, rows, each=True)
     if out is None:
-        out = torch.empty((num_experts, rows, b.shape[1]), dtype=out_dtype, device=a.device)
+        out = torch.empty(
+            (num_experts, rows, as_rows(b).shape[1]), dtype=out_dtype, device=a.device
+        )
     if enable_overlap and signal is None:
         size = num_experts * ceil_div(rows, SIGNAL_ROWS)
         signal = torch.zeros(size, dtype=torch.int32, device=a.device)
@@ -102,7 +105,7 @@ def launch(
     if not enable_overlap:
         return out
     assert signal is not None
-    return out, signal, *signal_units(b.shape[1])
+    return out, signal, *signal_units(as_rows(b).shape[1])
 
 
 def signal_units(columns: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 
 from mate_plugin.kernels import masked, ragged_k, ragged_m
 from mate_plugin.kernels.checks import GEMM_MODES, choice, granularity, integer, pair
+from mate_plugin.kernels.packing import as_rows
 
 _FP8_PAIRS = ("input_a[0]", "input_b[0]")
 _RAGGED_M = ragged_m.contracts("fp8", "fp8", "bf16|fp16", "ab", _FP8_PAIRS)
@@ -79,7 +80,7 @@ def ragged_m_moe_gemm_8bit(
     integer("num_mp", num_mp, 1)
     align = ragged_m.alignment(alignment_m)
     check = _RAGGED_M[a_is_m, b_is_n, ragged_m.scale_kind(sb, grain[2])]
-    check(a, sa, b, sb, ragged_tokens_info, out, mode, grain[1], grain[0])
+    check(a, sa, as_rows(b), sb, ragged_tokens_info, out, mode, grain[1], grain[0])
     return ragged_m.launch(
         a, sa, b, sb, ragged_tokens_info, out, mode, b_is_n, grain, align, num_mp
     )
@@ -125,7 +126,7 @@ def masked_moe_gemm_8bit(
     grain = granularity(scale_granularity_mnk, ragged_m.GRANULARITIES, ragged_m.BLOCK_SCALES)
     masked.check_options(expect_tokens, enable_overlap, signal)
     check = _MASKED[ragged_m.scale_kind(sb, grain[2])]
-    check(a, sa, b, sb, masked_tokens_info, out, signal, grain[1], grain[0])
+    check(a, sa, as_rows(b), sb, masked_tokens_info, out, signal, grain[1], grain[0])
     return masked.launch(
         a, sa, b, sb, masked_tokens_info, out, torch.bfloat16, grain, enable_overlap, signal
     )

@@ -8,6 +8,7 @@ import torch
 
 from mate_plugin.kernels import masked, ragged_k, ragged_m
 from mate_plugin.kernels.checks import GEMM_MODES, choice, integer
+from mate_plugin.kernels.packing import as_rows
 
 # Both operands of one type: one contract each.
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -66,7 +67,7 @@ def ragged_m_moe_gemm_16bit(
     integer("num_mp", num_mp, 1)
     align = ragged_m.alignment(alignment_m)
     check = _RAGGED_M[_dtype("input_a", input_a)][a_is_m, b_is_n, "none"]
-    check(input_a, input_b, ragged_tokens_info, out, mode)
+    check(input_a, as_rows(input_b), ragged_tokens_info, out, mode)
     return ragged_m.launch(
         input_a,
         None,
@@ -106,7 +107,7 @@ def masked_moe_gemm_16bit(
         TypeError, ValueError, NotImplementedError: as ``masked_moe_gemm_8bit``.
     """
     masked.check_options(expect_tokens, enable_overlap, signal)
-    _MASKED[_dtype("a", a)](a, b, masked_tokens_info, out, signal)
+    _MASKED[_dtype("a", a)](a, as_rows(b), masked_tokens_info, out, signal)
     return masked.launch(
         a, None, b, None, masked_tokens_info, out, a.dtype, _UNSCALED, enable_overlap, signal
     )

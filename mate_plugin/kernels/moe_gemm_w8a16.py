@@ -8,6 +8,7 @@ import torch
 
 from mate_plugin.kernels import masked, ragged_m
 from mate_plugin.kernels.checks import GEMM_MODES, choice, granularity, integer, pair
+from mate_plugin.kernels.packing import as_rows
 
 _NAMES = ("input_a", "input_b[0]")
 _RAGGED_M = ragged_m.contracts("bf16|fp16|f32", "fp8", "bf16|fp16|f32", "b", _NAMES)
@@ -49,7 +50,7 @@ def ragged_m_moe_gemm_w8a16(
     integer("num_mp", num_mp, 1)
     align = ragged_m.alignment(alignment_m)
     check = _RAGGED_M[a_is_m, b_is_n, ragged_m.scale_kind(sb, grain[2])]
-    check(input_a, b, sb, ragged_tokens_info, out, mode, grain[1], grain[0])
+    check(input_a, as_rows(b), sb, ragged_tokens_info, out, mode, grain[1], grain[0])
     return ragged_m.launch(
         input_a, None, b, sb, ragged_tokens_info, out, mode, b_is_n, grain, align, num_mp
     )
@@ -83,7 +84,7 @@ def masked_moe_gemm_w8a16(
     grain = granularity(scale_granularity_mnk, ragged_m.GRANULARITIES, ragged_m.BLOCK_SCALES)
     masked.check_options(expect_tokens, enable_overlap, signal)
     check = _MASKED[ragged_m.scale_kind(sb, grain[2])]
-    check(input_a, b, sb, masked_tokens_info, out, signal, grain[1], grain[0])
+    check(input_a, as_rows(b), sb, masked_tokens_info, out, signal, grain[1], grain[0])
     return masked.launch(
         input_a,
         None,

@@ -121,6 +121,8 @@ def launch(
     if index_checks_enabled():
         check_info(info_name, mode, info, a.shape[0], b.shape[0])
     if b_is_n:
+        if b.dim() > 3:
+            raise ValueError("major_b_mode: expected K beside packed weights, got N")
         b = b.transpose(1, 2)
         sb = sb if sb is None or per_tensor else sb.transpose(1, 2)
     gemm_ops.ragged_m_gemm(

@@ -91,5 +91,7 @@ def _check_weight_bits(
             f"w13_scale: expected {wanted} beside a plan for {plan.weight_bits}-bit weights,"
             f" got {describe(w13_scale)}"
         )
+    if plan.packed and hidden.dtype == torch.float16:
+        raise TypeError("hidden: expected torch.bfloat16 beside packed weights, got torch.float16")
     if plan.weight_bits == 16 and hidden.dtype != w13.dtype:
         raise TypeError(f"hidden: expected {w13.dtype}, the dtype of w13, got {hidden.dtype}")

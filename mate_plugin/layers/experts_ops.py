@@ -10,6 +10,7 @@ import torch
 
 from mate_plugin import report
 from mate_plugin.kernels import fused_moe, masked, moe
+from mate_plugin.kernels.packing import packed_view
 from mate_plugin.layers.experts_args import check_batched, check_standard, router_weights
 from mate_plugin.layers.grouped import GroupedGemm, Rows, entering_rows, gate_up, lay_out, swiglu
 from mate_plugin.layers.plan import ExpertsPlan, from_key
@@ -104,6 +105,8 @@ def _experts(
     report.layer_called("moe", shape_name(w2), plan.describe())
     if hidden.shape[0] == 0:
         return
+    if plan.packed:
+        w13, w2 = packed_view(w13), packed_view(w2)
     if plan.fused and weights_in is None and not no_combine:
         rows, scale = entering_rows(plan, hidden)
         fused_moe.fused_experts(
@@ -150,6 +153,8 @@ def _batched(
     report.layer_called("moe", shape_name(w2), plan.describe())
     if hidden.shape[1] == 0:
         return
+    if plan.packed:
+        w13, w2 = packed_view(w13), packed_view(w2)
     rows, dtype = (
         ((hidden, hidden_scale), out.dtype) if hidden_scale is not None else (hidden, hidden.dtype)
     )

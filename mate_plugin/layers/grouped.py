@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mate_plugin.kernels import gemm, moe, quant
+from mate_plugin.kernels.packing import as_rows, take_rows
 from mate_plugin.layers.plan import ExpertsPlan
 
 # 16-bit or float32 rows, or FP8 rows with their scales.
@@ -64,7 +65,7 @@ class GroupedGemm:
         self, rows: Rows, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
         """``rows[..., K]`` times each row's expert of ``weight[E, N, K]``, as ``[..., N]``."""
-        out = weight.new_empty(*_shape(rows)[:-1], weight.shape[1], dtype=dtype)
+        out = weight.new_empty(*_shape(rows)[:-1], as_rows(weight).shape[1], dtype=dtype)
         self.into(rows, weight, scale, out)
         return out
 
@@ -123,16 +124,16 @@ def gate_up(
         return grouped(rows, w13, None, dtype)
     # The kernels of 8 x 8 bits round what they write, as GPUs do; those of 8 x 16 need not.
     dtype = dtype if isinstance(rows, tuple) else torch.float32
-    width = w13.shape[1] // 2
+    width = as_rows(w13).shape[1] // 2
     if width % plan.block[0] == 0:
         return grouped(rows, w13, w13_scale, dtype)
     # Gate and up each end in a partial block, so that their scales form two grids.
     inner = w13.new_empty(*_shape(rows)[:-1], 2 * width, dtype=dtype)
     blocks = w13_scale.shape[1] // 2
     for half in (GATE, UP):
-        columns = slice(half * width, (half + 1) * width)
+        first, last = half * width, (half + 1) * width
         scale = w13_scale[:, half * blocks : (half + 1) * blocks]
-        grouped.into(rows, w13[:, columns], scale, inner[..., columns])
+        grouped.into(rows, take_rows(w13, first, last), scale, inner[..., first:last])
     return inner
 
 

@@ -37,6 +37,7 @@ class ExpertsPlan:
     limit: clamp of SwiGLU (gate at most ``limit``, up within ``+-limit``), or None.
     impl: name of the kernel implementation; reason: why that one.
     weight_bits: 8 for FP8 weights with scales, 16 for bfloat16 or float16 weights without.
+    packed: the weights were rearranged for the kernels (:mod:`mate_plugin.kernels.packing`).
     key: all of it as text, which a compiled graph can carry; :func:`from_key` reads it.
     """
 
@@ -48,13 +49,15 @@ class ExpertsPlan:
     impl: str
     reason: str
     weight_bits: WeightBits = 8
+    packed: bool = False
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         limit = "" if self.limit is None else repr(self.limit)
         block = f"{self.block[0]}x{self.block[1]}"
         numerics = (self.form, self.gemm_mode, str(self.alignment_m), block, limit)
-        object.__setattr__(self, "key", "|".join((*numerics, self.impl, self.reason)))
+        storage = "packed" if self.packed else ""
+        object.__setattr__(self, "key", "|".join((*numerics, storage, self.impl, self.reason)))
 
     @property
     def form(self) -> str:
@@ -69,13 +72,14 @@ class ExpertsPlan:
     def describe(self) -> str:
         """One short phrase for people."""
         layout = self.gemm_mode if self.alignment_m == 1 else f"{self.gemm_mode}/{self.alignment_m}"
-        return f"{self.form}, {layout}, {self.impl}: {self.reason}"
+        form = f"{self.form}, packed weights" if self.packed else self.form
+        return f"{form}, {layout}, {self.impl}: {self.reason}"
 
 
 @functools.cache
 def from_key(key: str) -> ExpertsPlan:
     """The plan that ``key`` was made from."""
-    form, mode, alignment, block, limit, impl, reason = key.split("|", 6)
+    form, mode, alignment, block, limit, storage, impl, reason = key.split("|", 7)
     weight_bits, activation = next(known for known, name in FORMS.items() if name == form)
     n, k = block.split("x")
     return ExpertsPlan(
@@ -87,6 +91,7 @@ def from_key(key: str) -> ExpertsPlan:
         impl=impl,
         reason=reason,
         weight_bits=weight_bits,
+        packed=bool(storage),
     )
 
 

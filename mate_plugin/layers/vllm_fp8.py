@@ -46,7 +46,7 @@ def missing() -> list[str]:
         Fp8MoeBackend: ("TRITON",),
         fp8: ("Fp8Config", "Fp8MoEMethod"),
         fp8.Fp8Config: ("get_quant_method",),
-        fp8.Fp8MoEMethod: ("_init_moe_kernel", "get_fused_moe_quant_config"),
+        fp8.Fp8MoEMethod: ("_init_moe_kernel", "_setup_kernel", "get_fused_moe_quant_config"),
     }
     return lacking(wanted)
 
@@ -146,6 +146,12 @@ def config_class() -> type:
                 block_shape=self.moe_block_shape,
                 gemm1_clamp_limit=getattr(layer, "swiglu_limit", None),
             )
+
+        def _setup_kernel(self, layer, *args, **kwargs) -> None:
+            # Not where vLLM takes weights over that went through here already.
+            super()._setup_kernel(layer, *args, **kwargs)
+            if self.experts_reason is None:
+                self.moe_kernel.fused_experts.pack(layer.w13_weight, layer.w2_weight)
 
         def _init_moe_kernel(self, layer) -> None:
             super()._init_moe_kernel(layer)

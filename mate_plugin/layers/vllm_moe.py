@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mate_plugin import report
+from mate_plugin.config import settings
 from mate_plugin.layers.configured import plan_for
 from mate_plugin.layers.experts_ops import apply_batched_experts, apply_experts
 from mate_plugin.layers.plan import BLOCKS
-from mate_plugin.layers.weights import check_weights, shape_name
+from mate_plugin.layers.weights import check_weights, pack_in_place, packs, shape_name
 
 # What vLLM hands to `apply`; another set means another contract.
 APPLY_ARGUMENTS = {
@@ -125,7 +127,14 @@ def experts_classes() -> tuple[Any, Any]:
         def build(self, w13: torch.Tensor, w2: torch.Tensor) -> None:
             """Check the weights against their scales once, when the layer is ready."""
             check_weights(w13, self.w1_scale, w2, self.w2_scale, self.plan.block)
+            packed = settings().pack_weights and packs(w13, w2, self.moe_config.in_dtype)
+            self.plan = replace(self.plan, packed=packed)
             report.layer_built("moe", shape_name(w2), self.plan.describe())
+
+        def pack(self, w13: torch.Tensor, w2: torch.Tensor) -> None:
+            """Rearrange weights that were loaded as rows, where the plan wants it."""
+            if self.plan.packed:
+                pack_in_place(w13, w2)
 
     class MateExperts(MateExpertsBase):
         """Tokens as they come, each with its experts; returns the weighted sum."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mate_plugin.kernels import packing
 from mate_plugin.layers.plan import WeightBits, check_block
 
 DTYPES_16BIT = (torch.bfloat16, torch.float16)
@@ -45,6 +46,20 @@ def check_weights(
                 f"{name}: expected {list(shape)} beside w2 {list(w2.shape)}{in_blocks}, "
                 f"got {list(tensor.shape)}"
             )
+
+
+def packs(w13: torch.Tensor, w2: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether kernels in use are faster with both weights packed, beside tokens of ``dtype``."""
+    if dtype != torch.bfloat16 or packing.why_not(w13) or packing.why_not(w2):
+        return False
+    # The up rows start a panel of their own.
+    return w2.shape[2] % packing.ROWS == 0
+
+
+def pack_in_place(w13: torch.Tensor, w2: torch.Tensor) -> None:
+    """Pack weights in place for which :func:`packs` holds."""
+    for weight in (w13, w2):
+        packing.pack_weights(weight, in_place=True)
 
 
 def weight_bits(w13_scale: torch.Tensor | None) -> WeightBits:

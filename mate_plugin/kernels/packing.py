@@ -1,0 +1,86 @@
+"""Weights in the order in which the kernels read them fastest.
+
+The core decodes FP8 for products of BF16 pairs (AVX-512 BF16, AMX). From rows it has to transpose
+what it reads; packed weights are one stream of memory without that. A packed weight holds the same
+elements in as many bytes. Its shape says that it is packed: ``[..., N / 16, K / q, 16, q]`` for
+rows ``[..., N, K]``, with q = 4 FP8 codes or 2 elements of 16 bits. The order within its last two
+dimensions is the kernels' own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mate_plugin.kernels import library
+from mate_plugin.kernels.checks import describe
+
+ROWS = 16
+_BYTES = 4  # of one row that lie together
+_DTYPES = (*library.FP8_DTYPES, torch.bfloat16)
+
+_pack = library.define(
+    "pack_weights",
+    "(Tensor rows, Tensor(a!) packed, int tag, int num_threads, int stream) -> ()",
+)
+
+
+def wanted() -> bool:
+    """Whether the kernels in use read packed weights."""
+    return bool(library.module().packs_weights())
+
+
+def why_not(weight: torch.Tensor) -> str | None:
+    """Why ``weight[..., N, K]`` cannot be packed here, or None."""
+    if not weight.is_cpu:
+        return f"weights on {weight.device.type!r} are not packed"
+    if not wanted():
+        return f"the {library.isa()} kernels read weights as they are"
+    if weight.dtype not in _DTYPES:
+        return f"weights of {weight.dtype} are read as they are"
+    if weight.dim() not in (2, 3) or not weight.is_contiguous() or not weight.numel():
+        return f"expected contiguous [N, K] or [E, N, K], got {describe(weight)}"
+    if weight.shape[-2] % ROWS or weight.shape[-1] * weight.element_size() % _BYTES:
+        return f"expected N in {ROWS}s and {_BYTES} bytes of K, got {list(weight.shape[-2:])}"
+    return None
+
+
+def pack_weights(weight: torch.Tensor, in_place: bool = False) -> torch.Tensor:
+    """The same weights for kernels with BF16 products, as ``input_b`` of ``mate.gemm``.
+
+    Args:
+        weight: contiguous (N, K) or (E, N, K): FP8 or bfloat16, N a multiple of 16, rows of whole
+            4 bytes.
+        in_place: rearrange the memory of ``weight``, which can then be read as rows no more.
+
+    Returns:
+        ``(..., N / 16, K / q, 16, q)``; a view of ``weight`` with ``in_place``.
+
+    Raises:
+        ValueError: the weight cannot be packed, or the kernels in use read rows.
+    """
+    if reason := why_not(weight):
+        raise ValueError(f"weight: {reason}")
+    packed = packed_view(weight if in_place else torch.empty_like(weight))
+    _pack(weight, packed, library.tag(weight.dtype), library.threads(None), library.stream(weight))
+    return packed
+
+
+def packed_view(weight: torch.Tensor) -> torch.Tensor:
+    """Rows whose memory was packed in place, in the shape that says so."""
+    *experts, n, k = weight.shape
+    four = _BYTES // weight.element_size()
+    return weight.view(*experts, n // ROWS, k // four, ROWS, four)
+
+
+def take_rows(weight: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Rows ``[first, last)`` of ``weight[E, N, K]``, packed or not; packed ones come in 16s."""
+    step = ROWS if weight.dim() > 3 else 1
+    return weight[:, first // step : last // step]
+
+
+def as_rows(weight: torch.Tensor) -> torch.Tensor:
+    """The shape ``[..., N, K]`` that packed weights stand for; other tensors as they are."""
+    if not isinstance(weight, torch.Tensor) or weight.dim() < 4 or weight.shape[-2] != ROWS:
+        return weight
+    *experts, panels, fours, rows, four = weight.shape
+    return weight.view(*experts, panels * rows, fours * four)

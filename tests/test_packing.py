@@ -1,0 +1,221 @@
+"""Packed weights: the bits of the same products, and errors where they cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mate_plugin.kernels import gemm, library, packing
+from mate_plugin.layers.experts import Experts
+
+E4M3, E5M2, BF16, FP16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
+
+packs = pytest.mark.skipif(
+    not packing.wanted(), reason=f"the {library.isa()} kernels read weights as they are"
+)
+
+
+def any_codes(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Every code of the type, NaN and infinity too, or random bfloat16."""
+    if dtype == BF16:
+        return torch.randn(shape).to(dtype)
+    return torch.randint(0, 256, shape, dtype=torch.uint8).view(dtype)
+
+
+def finite_codes(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def scales(e: int, n: int, k: int) -> torch.Tensor:
+    return torch.rand(e, -(-n // 128), -(-k // 128)) + 0.5
+
+
+@packs
+@pytest.mark.parametrize("dtype", [E4M3, E5M2, BF16])
+@pytest.mark.parametrize("shape", [(2, 16, 4), (3, 48, 36), (1, 32, 128), (2, 80, 64)])
+def test_no_element_is_lost(dtype, shape):
+    torch.manual_seed(0)
+    rows = any_codes(*shape, dtype=dtype)
+    packed = packing.pack_weights(rows)
+    assert packing.as_rows(packed).shape == rows.shape
+    size = rows.element_size()
+    for panel in range(shape[1] // 16):
+        before = rows[:, 16 * panel : 16 * panel + 16].contiguous().view(torch.uint8)
+        after = packed[:, panel].contiguous().view(torch.uint8)
+        # Sixteen rows of four bytes each stay together; within them the kernels have an order.
+        whole = before.reshape(shape[0], 16, -1, 4).transpose(1, 2).reshape(shape[0], -1, 64)
+        assert torch.equal(whole.sort(-1)[0], after.reshape(shape[0], -1, 64).sort(-1)[0])
+    again = rows.clone()
+    view = packing.pack_weights(again, in_place=True)
+    assert view.data_ptr() == again.data_ptr()
+    assert torch.equal(view.view(torch.uint8), packed.view(torch.uint8))
+    assert size * rows.numel() == packed.numel() * packed.element_size()
+
+
+# Rows on either side of each way in which the kernels take them.
+ROWS = (1, 2, 8, 9, 11, 16, 17, 30, 31, 70, 300)
+
+
+@packs
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize(("n", "k"), [(96, 320), (16, 128), (80, 36), (144, 1100)])
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_ragged_m_w8a16_has_the_same_bits(dtype, n, k, m):
+    torch.manual_seed(m)
+    x = torch.randn(3 * m, k).bfloat16()
+    weight, scale = any_codes(3, n, k, dtype=dtype), scales(3, n, k)
+    counts = torch.tensor([m, 0, m], dtype=torch.int32)
+    out = torch.zeros(2, 3 * m, n, dtype=torch.float32)
+    for to, b in zip(out, (weight, packing.pack_weights(weight)), strict=True):
+        gemm.ragged_m_moe_gemm_w8a16(
+            x, (b, scale), counts, to, gemm_mode="per_expert", alignment_m=1
+        )
+    assert torch.equal(out[0].view(torch.int32), out[1].view(torch.int32))
+
+
+@packs
+@pytest.mark.parametrize("m", [1, 7, 12, 40])
+def test_other_forms_have_the_same_bits(m):
+    torch.manual_seed(m)
+    e, n, k = 2, 48, 384
+    rows = (finite_codes(e * m, k, dtype=E4M3), torch.rand(e * m, 3) + 0.5)
+    weight, scale = finite_codes(e, n, k, dtype=E4M3), scales(e, n, k)
+    packed = packing.pack_weights(weight)
+    counts = torch.full((e,), m, dtype=torch.int32)
+    for b in (weight, packed):
+        out = torch.empty(e * m, n, dtype=BF16)
+        gemm.ragged_m_moe_gemm_8bit(
+            rows, (b, scale), counts, out, gemm_mode="per_expert", alignment_m=1
+        )
+        slots = tuple(part.unflatten(0, (e, m)) for part in rows)
+        masked, signal, block_m, threshold = gemm.masked_moe_gemm_8bit(
+            slots, (b, scale), counts, None, enable_overlap=True
+        )
+        assert (block_m, threshold) == (128, 1)
+        assert signal[: e * -(-m // 128)].eq(1).all()
+        dense = gemm.gemm_fp8_nt_groupwise(rows[0][:m], b[0], rows[1][:m], scale[0], out_dtype=BF16)
+        wide = gemm.gemm_w8a16_nt_groupwise(rows[0][:m].bfloat16(), b[0], scale[0])
+        results = (out, masked.flatten(0, 1), dense, wide)
+        if b is weight:
+            expected = results
+    for before, after in zip(expected, results, strict=True):
+        assert torch.equal(before, after)
+    wide_weight = torch.randn(e, n, k).bfloat16()
+    x = torch.randn(e * m, k).bfloat16()
+    first, second = torch.empty(2, e * m, n, dtype=BF16)
+    for to, b in ((first, wide_weight), (second, packing.pack_weights(wide_weight))):
+        gemm.ragged_m_moe_gemm_16bit(x, b, counts, to, gemm_mode="per_expert", alignment_m=1)
+    assert torch.equal(first, second)
+
+
+@packs
+@pytest.mark.parametrize("activation", ["bf16", "fp8"])
+@pytest.mark.parametrize("mode", ["per_expert", "psum_expert", "masked"])
+@pytest.mark.parametrize("inner", [384, 144])
+def test_a_layer_of_packed_weights(activation, mode, inner):
+    torch.manual_seed(3)
+    e, h, t, topk = 4, 256, 23, 2
+    block_rows = -(-inner // 128)
+    weights = (
+        finite_codes(e, 2 * inner, h, dtype=E4M3),
+        torch.rand(e, 2 * block_rows, 2) * 0.02 + 0.01,
+        finite_codes(e, h, inner, dtype=E4M3),
+        torch.rand(e, 2, block_rows) * 0.02 + 0.01,
+    )
+    hidden, probs = torch.randn(t, h).bfloat16(), torch.rand(t, topk)
+    ids = torch.stack([torch.randperm(e)[:topk] for _ in range(t)])
+    options = {"activation": activation, "gemm_mode": mode}
+    plain = Experts(*weights, **options)
+    packed = Experts(*(w.clone() for w in weights), **options, pack=True)
+    assert "packed weights" in packed.plan.describe()
+    assert "packed" not in plain.plan.describe()
+    for arguments in ({}, {"no_combine": True}, {"apply_router_weight_on_input": True}):
+        got = packed.apply(hidden, probs, ids, **arguments)
+        assert torch.equal(got, plain.apply(hidden, probs, ids, **arguments))
+    slots, counts = torch.randn(e, 6, h).bfloat16(), torch.tensor([6, 0, 3, 1], dtype=torch.int32)
+    outs = [
+        layer.apply_batched(slots, counts, torch.zeros(e, 6, h, dtype=BF16))
+        for layer in (plain, packed)
+    ]
+    assert torch.equal(*outs)
+    with pytest.raises(TypeError, match=r"hidden: expected torch.bfloat16 beside packed weights"):
+        packed.apply(hidden.half(), probs, ids)
+
+
+@packs
+def test_a_compiled_layer_of_packed_weights():
+    torch.manual_seed(4)
+    e, h, inner = 2, 128, 128
+    weights = (
+        finite_codes(e, 2 * inner, h, dtype=E4M3),
+        torch.full((e, 2, 1), 0.02),
+        finite_codes(e, h, inner, dtype=E4M3),
+        torch.full((e, 1, 1), 0.02),
+    )
+    layer = Experts(*weights, pack=True)
+    hidden, probs = torch.randn(5, h).bfloat16(), torch.rand(5, 1)
+    ids = torch.randint(0, e, (5, 1))
+    compiled = torch.compile(layer.apply, fullgraph=True)
+    assert torch.equal(compiled(hidden, probs, ids), layer.apply(hidden, probs, ids))
+
+
+@packs
+def test_what_the_layer_cannot_pack_stays():
+    # The up rows would start within a panel.
+    e, h, inner = 2, 128, 72
+    weights = (
+        finite_codes(e, 2 * inner, h, dtype=E4M3),
+        torch.rand(e, 2, 1),
+        finite_codes(e, h, inner, dtype=E4M3),
+        torch.rand(e, 1, 1),
+    )
+    before = [w.clone() for w in weights]
+    assert not Experts(*weights, pack=True).plan.packed
+    for left, right in zip(weights, before, strict=True):
+        assert torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+
+
+@packs
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.zeros(2, 24, 16, dtype=BF16), "N in 16s"),
+        (torch.zeros(2, 16, 6).to(E4M3), "4 bytes of K"),
+        (torch.zeros(2, 16, 8, dtype=FP16), "torch.float16"),
+        (torch.zeros(2, 16, 16, dtype=BF16).transpose(1, 2), "contiguous"),
+        (torch.zeros(16, dtype=BF16), "N, K"),
+        (torch.zeros(2, 0, 16, dtype=BF16), "contiguous"),
+    ],
+)
+def test_bad_weights_are_named(weight, words):
+    with pytest.raises(ValueError, match=rf"weight: .*{words}"):
+        packing.pack_weights(weight)
+
+
+@packs
+def test_bad_calls_write_nothing():
+    x, counts = torch.randn(2, 128), torch.tensor([2], dtype=torch.int32)
+    b = (packing.pack_weights(finite_codes(1, 128, 128, dtype=E4M3)), torch.ones(1, 1, 1))
+    out = torch.full((2, 128), 7.0)
+    call = gemm.ragged_m_moe_gemm_w8a16
+    with pytest.raises(ValueError, match=r"packed weights: the .* kernels do not take them"):
+        call(x.half(), b, counts, out, gemm_mode="per_expert", alignment_m=1)
+    with pytest.raises(ValueError, match="major_b_mode: expected K beside packed weights"):
+        call(x, b, counts, out, gemm_mode="per_expert", alignment_m=1, major_b_mode="N")
+    with pytest.raises(ValueError, match="out: expected"):
+        call(x.bfloat16(), b, counts, out[:, :96].contiguous(), gemm_mode="per_expert")
+    assert out.eq(7).all()
+
+
+@pytest.mark.skipif(packing.wanted(), reason="these kernels take packed weights")
+def test_kernels_that_read_rows_refuse_packed_weights():
+    with pytest.raises(ValueError, match="kernels read weights as they are"):
+        packing.pack_weights(finite_codes(1, 16, 16, dtype=E4M3))
+    b = packing.packed_view(finite_codes(1, 128, 128, dtype=E4M3)), torch.ones(1, 1, 1)
+    out = torch.full((2, 128), 7.0)
+    with pytest.raises(ValueError, match=r"packed weights: the .* kernels do not take them"):
+        gemm.ragged_m_moe_gemm_w8a16(
+            torch.randn(2, 128).bfloat16(), b, torch.tensor([2], dtype=torch.int32), out,
+            gemm_mode="per_expert", alignment_m=1,
+        )  # fmt: skip
+    assert out.eq(7).all()
