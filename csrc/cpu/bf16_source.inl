@@ -146,9 +146,6 @@ class PackedSource {
 
   void load(int64_t at, Lines& lines) const {
     lines.from = panel + at * kPanelLanes;
-    for (int64_t i = 0; i < kPanelLanes; ++i) {
-      __builtin_prefetch(lines.from + kAhead + i * kLineBytes, 0, 2);
-    }
   }
 
   void load_end(int64_t at, int64_t left, char* zeros, Lines& lines) const {
@@ -158,10 +155,12 @@ class PackedSource {
 
   __attribute__((always_inline)) void part(const Lines& lines, int part, __m512i (&to)[4]) const {
     for (int i = 0; i < 4; ++i) {
-      to[i] = _mm512_loadu_si512(lines.from + (part * 4 + i) * kLineBytes);
+      const char* from = lines.from + (part * 4 + i) * kLineBytes;
+      to[i] = _mm512_loadu_si512(from);
+      __builtin_prefetch(from + kAhead, 0, 3);
     }
   }
 
  private:
-  static constexpr int64_t kAhead = 4096;  // bytes that are fetched before they are read
+  static constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 };

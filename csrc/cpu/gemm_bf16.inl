@@ -206,6 +206,7 @@ struct Bf16Unit {
   void multiply_narrow() {
     constexpr int kGroups = kNarrowGroups<Source>;
     for (int64_t n = 0; n < u.cols; n += kGroups * kPanelLanes) {
+      if (scales_by_column(p)) tiles.finish();  // which are about to change
       put_col_scales(n, kGroups * kPanelLanes);
       for (int64_t k = 0; k < g.k; k += kPart) {
         const int64_t count = std::min(kPart, g.k - k);
@@ -213,8 +214,8 @@ struct Bf16Unit {
         for (int g = 0; g < kGroups; ++g) find(sources[g], n + g * kPanelLanes, k, 0);
         multiply_codes<type>(tile(0, n, k, count), u.rows, sources, count, panel, tiles);
       }
-      tiles.finish();
     }
+    tiles.finish();
   }
 
   template <DType type, typename Source>

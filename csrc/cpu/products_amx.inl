@@ -35,28 +35,23 @@ class Tiles {
     }
   }
 
-  // Up to 16 rows times one group of columns: segments side by side, so that products do not wait
-  // for one another. What is stored last is added with the next, or by finish().
-  void multiply_narrow(const Bf16Tile& t, int64_t rows) {
-    static_assert(kPart / kSegment == 4);
+  // Up to 16 rows times one segment of one group of columns. The panel of `next` is being written
+  // while the products of the one before are under way, and reads of sums would wait for their
+  // products: what a step starts, later ones end.
+  void multiply_narrow(const Bf16Tile& next, int64_t rows) {
     set(rows);
-    with_count<4>(t.segments, [&](auto segments) {
-      column<segments()>(t);
-      finish();
-      each<segments()>([&](auto i) { tile_store<i()>(sums_[0][i()], 64); });
-    });
-    stored_ = t;
-    stored_rows_ = rows;
+    if (begun_ > multiplied_) run_oldest();
+    steps_[begun_++ % kSteps] = next;
   }
 
-  // Adds what multiply_narrow() stored last: reads wait for products that are still under way, so
-  // that they come after the next ones were issued.
+  // Which quarter of a panel the next step is to leave its segment in: none that is still read.
+  int64_t slot() const { return begun_ % (kPart / kSegment); }
+
+  // Ends all that multiply_narrow() has begun.
   void finish() {
-    for (int64_t m = 0; m < stored_rows_; ++m) {
-      ScaledSum sum(stored_, m, 0);
-      for (int64_t s = 0; s < stored_.segments; ++s) sum.add(s, _mm512_load_ps(sums_[0][s][m]));
-    }
-    stored_rows_ = 0;
+    while (multiplied_ < begun_) run_oldest();
+    while (stored_ < multiplied_) store_oldest();
+    add_oldest();
   }
 
  private:
@@ -96,16 +91,51 @@ class Tiles {
     }
   }
 
-  template <int segments>
-  static void column(const Bf16Tile& t) {
-    each<segments>([](auto i) { tile_zero<i()>(); });
-    for (int64_t k = 0; k < kSegment; k += 32) {
-      each<segments>([&](auto i) {
-        const int64_t at = i() * kSegment + k;
-        tile_load<6 + i() % 2>(t.b + at / 2 * kPanelLanes, 64);
-        tile_load<4 + i() % 2>(t.a + at, t.lda * 2);
-        tile_product<i(), 4 + i() % 2, 6 + i() % 2>();
-      });
+  // Multiplies the oldest step that is not. Its tile has sums of the step four before it, which are
+  // stored first; those that were stored before are added.
+  void run_oldest() {
+    if (multiplied_ >= kTiles + stored_) store_oldest();
+    const Bf16Tile& t = steps_[multiplied_ % kSteps];
+    with_tile(multiplied_, [&](auto i) {
+      tile_zero<i()>();
+      for (int64_t k = 0; k < kSegment; k += 64) {
+        tile_load<6>(t.b + k / 2 * kPanelLanes, 64);
+        tile_load<4>(t.a + k, t.lda * 2);
+        tile_product<i(), 4, 6>();
+        tile_load<7>(t.b + (k + 32) / 2 * kPanelLanes, 64);
+        tile_load<5>(t.a + k + 32, t.lda * 2);
+        tile_product<i(), 5, 7>();
+      }
+    });
+    ++multiplied_;
+  }
+
+  void store_oldest() {
+    add_oldest();
+    with_tile(stored_, [&](auto i) { tile_store<i()>(sums_[0][i()], 64); });
+    ++stored_;
+  }
+
+  void add_oldest() {
+    if (added_ == stored_) return;
+    const Bf16Tile& t = steps_[added_ % kSteps];
+    for (int64_t m = 0; m < rows_; ++m) {
+      ScaledSum(t, m, 0).add(0, _mm512_load_ps(sums_[0][added_ % kTiles][m]));
+    }
+    ++added_;
+  }
+
+  template <typename F>
+  static void with_tile(int64_t step, const F& f) {
+    switch (step % kTiles) {
+      case 0:
+        return f(std::integral_constant<int, 0>());
+      case 1:
+        return f(std::integral_constant<int, 1>());
+      case 2:
+        return f(std::integral_constant<int, 2>());
+      default:
+        f(std::integral_constant<int, 3>());
     }
   }
 
@@ -115,9 +145,11 @@ class Tiles {
     f(std::integral_constant<int, count - 1>());
   }
 
-  alignas(64) float sums_[kPart / kSegment][4][16][16];
-  Bf16Tile stored_{};
-  int64_t stored_rows_ = 0, rows_ = -1;
+  static constexpr int64_t kTiles = 4, kSteps = 8;
+  alignas(64) float sums_[kPart / kSegment][kTiles][16][16];
+  Bf16Tile steps_[kSteps];
+  int64_t begun_ = 0, multiplied_ = 0, stored_ = 0, added_ = 0;  // steps so far
+  int64_t rows_ = -1;
 };
 
 template <typename Source>
@@ -129,6 +161,17 @@ constexpr int64_t kNarrowRows = 16;
 template <DType type, typename Source>
 inline void multiply_codes(const Bf16Tile& t, int64_t rows, const Source (&sources)[1],
                            int64_t count, uint32_t* panel, Tiles& tiles) {
-  write_panel<type>(panel, sources[0], count, t.segments * kSegment);
-  tiles.multiply_narrow(t, rows);
+  for (int64_t s = 0; s < t.segments; ++s) {
+    const int64_t k = s * kSegment;
+    Source left = sources[0];
+    left.skip(k);
+    uint32_t* to = panel + tiles.slot() * kSegment / 2 * kPanelLanes;
+    write_panel<type>(to, left, std::min(kSegment, count - k), kSegment);
+    Bf16Tile step = t;
+    step.a += k;
+    step.b = to;
+    step.scale += s;
+    if (step.col_scale != nullptr) step.col_scale += s * kPanelCols;
+    tiles.multiply_narrow(step, rows);
+  }
 }
