@@ -44,8 +44,9 @@ class Tiles {
     steps_[begun_++ % kSteps] = next;
   }
 
-  // Which quarter of a panel the next step is to leave its segment in: none that is still read.
-  int64_t slot() const { return begun_ % (kPart / kSegment); }
+  // Which segment of a panel the next step is to use: not the one that is still read, and no more
+  // than two, which stay in the nearest cache.
+  int64_t slot() const { return begun_ % 2; }
 
   // Ends all that multiply_narrow() has begun.
   void finish() {
