@@ -1,4 +1,4 @@
-"""Packed weights: the bits of the same products, and errors where they cannot be."""
+"""Packed weights: the same products, whatever the batch, and errors where they cannot be."""
 
 from __future__ import annotations
 
@@ -10,16 +10,33 @@ from mate_plugin.layers.experts import Experts
 
 E4M3, E5M2, BF16, FP16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16
 
-packs = pytest.mark.skipif(
-    not packing.wanted(), reason=f"the {library.isa()} kernels read weights as they are"
-)
+TYPES = [dtype for dtype in (E4M3, E5M2, BF16) if packing.wanted(dtype)]
+# Kernels of BF16 products add in the same order from packed weights and from rows.
+SAME_ORDER = library.isa() in ("avx512_bf16", "amx")
+packs = pytest.mark.skipif(not TYPES, reason=f"the {library.isa()} kernels read rows")
+packs_wide = pytest.mark.skipif(BF16 not in TYPES, reason="packs no weights of 16 bits here")
+
+
+def assert_same(packed: torch.Tensor, rows: torch.Tensor) -> None:
+    """Bits where the order of additions is the same, else rounding of sums of random terms."""
+    if SAME_ORDER:
+        # As integers, so that NaN equals itself.
+        ints = {2: torch.int16, 4: torch.int32}[rows.element_size()]
+        assert torch.equal(packed.view(ints), rows.view(ints))
+    else:
+        step = 2**-7 if rows.dtype == BF16 else 2**-18
+        rows, packed = rows.double(), packed.double()
+        assert (packed - rows).abs().max() <= step * rows.abs().max()
 
 
 def any_codes(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """Every code of the type, NaN and infinity too, or random bfloat16."""
+    """Every code of the type, NaN and infinity too where they are packed, or random bfloat16."""
     if dtype == BF16:
         return torch.randn(shape).to(dtype)
-    return torch.randint(0, 256, shape, dtype=torch.uint8).view(dtype)
+    codes = torch.randint(0, 256, shape, dtype=torch.uint8)
+    if not SAME_ORDER:
+        codes[codes & 0x7F == 0x7F] = 0
+    return codes.view(dtype)
 
 
 def finite_codes(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -31,7 +48,7 @@ def scales(e: int, n: int, k: int) -> torch.Tensor:
 
 
 @packs
-@pytest.mark.parametrize("dtype", [E4M3, E5M2, BF16])
+@pytest.mark.parametrize("dtype", TYPES or [E4M3])
 @pytest.mark.parametrize("shape", [(2, 16, 4), (3, 48, 36), (1, 32, 128), (2, 80, 64)])
 def test_no_element_is_lost(dtype, shape):
     torch.manual_seed(0)
@@ -59,8 +76,8 @@ ROWS = (1, 2, 8, 9, 11, 16, 17, 30, 31, 70, 300)
 @packs
 @pytest.mark.parametrize("m", ROWS)
 @pytest.mark.parametrize(("n", "k"), [(96, 320), (16, 128), (80, 36), (144, 1100)])
-@pytest.mark.parametrize("dtype", [E4M3, E5M2])
-def test_ragged_m_w8a16_has_the_same_bits(dtype, n, k, m):
+@pytest.mark.parametrize("dtype", [dtype for dtype in TYPES if dtype != BF16] or [E4M3])
+def test_ragged_m_w8a16(dtype, n, k, m):
     torch.manual_seed(m)
     x = torch.randn(3 * m, k).bfloat16()
     weight, scale = any_codes(3, n, k, dtype=dtype), scales(3, n, k)
@@ -70,12 +87,12 @@ def test_ragged_m_w8a16_has_the_same_bits(dtype, n, k, m):
         gemm.ragged_m_moe_gemm_w8a16(
             x, (b, scale), counts, to, gemm_mode="per_expert", alignment_m=1
         )
-    assert torch.equal(out[0].view(torch.int32), out[1].view(torch.int32))
+    assert_same(out[1], out[0])
 
 
 @packs
 @pytest.mark.parametrize("m", [1, 7, 12, 40])
-def test_other_forms_have_the_same_bits(m):
+def test_other_forms(m):
     torch.manual_seed(m)
     e, n, k = 2, 48, 384
     rows = (finite_codes(e * m, k, dtype=E4M3), torch.rand(e * m, 3) + 0.5)
@@ -99,13 +116,40 @@ def test_other_forms_have_the_same_bits(m):
         if b is weight:
             expected = results
     for before, after in zip(expected, results, strict=True):
-        assert torch.equal(before, after)
+        assert_same(after, before)
+
+
+@packs_wide
+@pytest.mark.parametrize("m", [1, 7, 12, 40])
+def test_weights_of_16_bits(m):
+    torch.manual_seed(m)
+    e, n, k = 2, 48, 384
+    counts = torch.full((e,), m, dtype=torch.int32)
     wide_weight = torch.randn(e, n, k).bfloat16()
     x = torch.randn(e * m, k).bfloat16()
     first, second = torch.empty(2, e * m, n, dtype=BF16)
     for to, b in ((first, wide_weight), (second, packing.pack_weights(wide_weight))):
         gemm.ragged_m_moe_gemm_16bit(x, b, counts, to, gemm_mode="per_expert", alignment_m=1)
     assert torch.equal(first, second)
+
+
+@packs
+@pytest.mark.parametrize(("n", "k"), [(96, 320), (208, 1100)])
+def test_a_row_does_not_depend_on_the_others(n, k):
+    torch.manual_seed(5)
+    most = 160
+    x = torch.randn(most, k).bfloat16()
+    b = packing.pack_weights(any_codes(1, n, k, dtype=E4M3)), scales(1, n, k)
+    out = torch.empty(len(ROWS), most, n)
+    for to, m in zip(out, ROWS, strict=True):
+        m = min(m, most)
+        counts = torch.tensor([m], dtype=torch.int32)
+        gemm.ragged_m_moe_gemm_w8a16(
+            x[:m], b, counts, to[:m], gemm_mode="per_expert", alignment_m=1
+        )
+    for to, m in zip(out, ROWS, strict=True):
+        m = min(m, most)
+        assert torch.equal(to[:m].view(torch.int32), out[-1, :m].view(torch.int32))
 
 
 @packs
@@ -131,13 +175,17 @@ def test_a_layer_of_packed_weights(activation, mode, inner):
     assert "packed" not in plain.plan.describe()
     for arguments in ({}, {"no_combine": True}, {"apply_router_weight_on_input": True}):
         got = packed.apply(hidden, probs, ids, **arguments)
-        assert torch.equal(got, plain.apply(hidden, probs, ids, **arguments))
+        if activation == "bf16" or SAME_ORDER:
+            assert_same(got, plain.apply(hidden, probs, ids, **arguments))
+        one = packed.apply(hidden[:1], probs[:1], ids[:1], **arguments)
+        assert torch.equal(one, got[:1])
     slots, counts = torch.randn(e, 6, h).bfloat16(), torch.tensor([6, 0, 3, 1], dtype=torch.int32)
     outs = [
         layer.apply_batched(slots, counts, torch.zeros(e, 6, h, dtype=BF16))
         for layer in (plain, packed)
     ]
-    assert torch.equal(*outs)
+    if activation == "bf16" or SAME_ORDER:
+        assert_same(*reversed(outs))
     with pytest.raises(TypeError, match=r"hidden: expected torch.bfloat16 beside packed weights"):
         packed.apply(hidden.half(), probs, ids)
 
@@ -177,29 +225,52 @@ def test_what_the_layer_cannot_pack_stays():
 
 @packs
 @pytest.mark.parametrize(
-    ("weight", "words"),
+    ("shape", "words"),
     [
-        (torch.zeros(2, 24, 16, dtype=BF16), "N in 16s"),
-        (torch.zeros(2, 16, 6).to(E4M3), "4 bytes of K"),
-        (torch.zeros(2, 16, 8, dtype=FP16), "torch.float16"),
-        (torch.zeros(2, 16, 16, dtype=BF16).transpose(1, 2), "contiguous"),
-        (torch.zeros(16, dtype=BF16), "N, K"),
-        (torch.zeros(2, 0, 16, dtype=BF16), "contiguous"),
+        ((2, 24, 16), "N in 16s"),
+        ((2, 16, 6), "4 bytes of K"),
+        ((16,), "N, K"),
+        ((2, 0, 16), "contiguous"),
     ],
 )
-def test_bad_weights_are_named(weight, words):
+def test_bad_weights_are_named(shape, words):
     with pytest.raises(ValueError, match=rf"weight: .*{words}"):
-        packing.pack_weights(weight)
+        packing.pack_weights(torch.zeros(shape).to(E4M3))
+
+
+@packs
+def test_weights_that_are_not_packed_are_named():
+    with pytest.raises(ValueError, match=r"weight: .*torch.float16"):
+        packing.pack_weights(torch.zeros(2, 16, 8, dtype=FP16))
+    with pytest.raises(ValueError, match=r"weight: .*contiguous"):
+        packing.pack_weights(torch.zeros(2, 16, 16).to(E4M3).transpose(1, 2))
+
+
+@pytest.mark.skipif(SAME_ORDER or not TYPES, reason="NaN is packed here")
+def test_nan_stays_in_rows():
+    weight = torch.zeros(2, 16, 16).to(E4M3)
+    weight.view(torch.uint8)[1, 3, 5] = 0xFF
+    before = weight.clone()
+    with pytest.raises(ValueError, match=r"weight: .*NaN from rows only"):
+        packing.pack_weights(weight, in_place=True)
+    assert torch.equal(weight.view(torch.uint8), before.view(torch.uint8))
 
 
 @packs
 def test_bad_calls_write_nothing():
-    x, counts = torch.randn(2, 128), torch.tensor([2], dtype=torch.int32)
-    b = (packing.pack_weights(finite_codes(1, 128, 128, dtype=E4M3)), torch.ones(1, 1, 1))
-    out = torch.full((2, 128), 7.0)
+    x, counts = torch.randn(2, 256), torch.tensor([2], dtype=torch.int32)
+    b = (packing.pack_weights(finite_codes(1, 256, 256, dtype=E4M3)), torch.ones(1, 2, 2))
+    out = torch.full((2, 256), 7.0)
     call = gemm.ragged_m_moe_gemm_w8a16
+    refused = {"gemm_mode": "per_expert", "alignment_m": 1}
+    if SAME_ORDER:
+        x = x.half()
+    else:
+        b = (b[0], torch.ones(1, 256, 2))
+        refused["scale_granularity_mnk"] = (1, 1, 128)
     with pytest.raises(ValueError, match=r"packed weights: the .* kernels do not take them"):
-        call(x.half(), b, counts, out, gemm_mode="per_expert", alignment_m=1)
+        call(x, b, counts, out, **refused)
+    b = (b[0], torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="major_b_mode: expected K beside packed weights"):
         call(x, b, counts, out, gemm_mode="per_expert", alignment_m=1, major_b_mode="N")
     with pytest.raises(ValueError, match="out: expected"):
@@ -207,9 +278,9 @@ def test_bad_calls_write_nothing():
     assert out.eq(7).all()
 
 
-@pytest.mark.skipif(packing.wanted(), reason="these kernels take packed weights")
+@pytest.mark.skipif(bool(TYPES), reason="these kernels take packed weights")
 def test_kernels_that_read_rows_refuse_packed_weights():
-    with pytest.raises(ValueError, match="kernels read weights as they are"):
+    with pytest.raises(ValueError, match=r"kernels read weights of .* as they are"):
         packing.pack_weights(finite_codes(1, 16, 16, dtype=E4M3))
     b = packing.packed_view(finite_codes(1, 128, 128, dtype=E4M3)), torch.ones(1, 1, 1)
     out = torch.full((2, 128), 7.0)

@@ -144,9 +144,7 @@ class PackedSource {
 
   void skip(int64_t k) { panel += k * size_of(type) * kPanelLanes; }
 
-  void load(int64_t at, Lines& lines) const {
-    lines.from = panel + at * kPanelLanes;
-  }
+  void load(int64_t at, Lines& lines) const { lines.from = panel + at * kPanelLanes; }
 
   void load_end(int64_t at, int64_t left, char* zeros, Lines& lines) const {
     if (left > 0) std::memcpy(zeros, panel + at * kPanelLanes, left * kPanelLanes);

@@ -31,7 +31,10 @@ struct GemmUnit {
   bool scales_in_b() const { return scales_by_column(p) && !scales_at_end(); }
 
   bool decodes_in_registers() const { return p.b.k_stride == 1 && !scales_in_b(); }
-  bool streams_b() const { return u.rows <= kStreamRows && decodes_in_registers(); }
+  bool streams_b() const {
+    if (p.b.packed) return u.rows <= kPackedStreamRows;
+    return u.rows <= kStreamRows && decodes_in_registers();
+  }
 
   int64_t row(int64_t i) const { return row_of(g, u.row_first + i); }
 
@@ -151,8 +154,78 @@ struct GemmUnit {
     }
   }
 
+  // Calls f(first row, rows) for blocks of up to `most` rows, as even as they come.
+  template <int most, typename F>
+  void row_blocks(const F& f) const {
+    const int64_t blocks = ceil_div(u.rows, most);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t m = i * u.rows / blocks;
+      with_count<most>((i + 1) * u.rows / blocks - m, [&](auto rows) { f(m, rows); });
+    }
+  }
+
+  // 16 columns of packed B. Columns past the end repeat the last ones; their sums are not stored.
+  const char* packed_panel(int64_t n, int64_t k) const {
+    const int64_t col = std::min(u.col_first + n, p.n - kPackedRows);
+    return element(p.b, g.weight, col, 0) + k * kPackedRows;
+  }
+
+  template <bool is_tiny, int groups>
+  void stream_packed(int64_t n, int64_t lda) const {
+    for (int64_t k = 0; k < g.k; k += kDepth) {
+      const char* panels[groups];
+      for (int i = 0; i < groups; ++i) panels[i] = packed_panel(n + i * kPackedRows, k);
+      row_blocks<kPackedTileRows>([&](int64_t m, auto rows) {
+        packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, std::min(kDepth, g.k - k),
+                                     c + m * kLdc + n, kLdc);
+      });
+    }
+  }
+
+  // Products of one sum wait for each other: few rows meet several panels side by side.
+  template <bool is_tiny>
+  void stream_packed() const {
+    const int64_t lda = padded(g.k);
+    const int64_t tallest = ceil_div(u.rows, ceil_div(u.rows, kPackedTileRows));
+    pack_a(a, lda, 0, g.k);
+    for (int64_t n = 0; n < u.cols;) {
+      const int64_t left = (u.cols - n) / kPackedRows;
+      if (u.rows == 1 && left >= 4) {
+        stream_packed<is_tiny, 4>(n, lda);
+        n += 4 * kPackedRows;
+      } else if (tallest <= 2 && left >= 2) {
+        stream_packed<is_tiny, 2>(n, lda);
+        n += 2 * kPackedRows;
+      } else {
+        stream_packed<is_tiny, 1>(n, lda);
+        n += kPackedRows;
+      }
+    }
+  }
+
+  template <bool is_tiny>
+  void decode_packed_once() const {
+    for (int64_t k = 0; k < g.k; k += kPackedDepth) {
+      const int64_t count = std::min(kPackedDepth, g.k - k);
+      pack_a(a, kLd, k, count);
+      for (int64_t n = 0; n < u.cols; n += kPackedRows) {
+        decode_panel<is_tiny>(b, packed_panel(n, k), count);
+        row_blocks<kPanelRows>([&](int64_t m, auto rows) {
+          panel_tile<rows()>(a + m * kLd, kLd, b, count, c + m * kLdc + n, kLdc);
+        });
+      }
+    }
+  }
+
+  template <bool is_tiny>
+  void add_packed() const {
+    if (streams_b()) return stream_packed<is_tiny>();
+    decode_packed_once<is_tiny>();
+  }
+
   void add_products() const {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
+    if (p.b.packed) return tiny ? add_packed<true>() : add_packed<false>();
     if (streams_b()) {
       with_codes([&](auto type, auto tiny) { stream<type(), tiny()>(); });
     } else {

@@ -49,7 +49,7 @@ Kernels make_table() {
   kernels.name = MATE_QUOTE(MATE_ISA);
   kernels.grouped_gemm = grouped_gemm;
   kernels.fused_experts = fused_experts;
-  kernels.takes_packed = takes_bf16;
+  kernels.packed = {fits_bf16, takes_bf16, PackedOrder::kPairs, true};
   kernels.indexer_scores = indexer_scores;
   kernels.pair_products = pair_products;
   kernels.tile_products = tile_products;

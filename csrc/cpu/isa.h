@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cache_params.h"
+#include "cpu/packing.h"
 #include "indexer_params.h"
 #include "mla_params.h"
 #include "moe_params.h"
@@ -14,12 +15,19 @@ namespace mate::cpu {
 // Runs `steps` rounds of independent products on each thread; returns the operations done.
 using Products = int64_t (*)(int64_t steps, int threads, float* sink);
 
+// What kernels read of packed weights.
+struct PackedWeights {
+  bool (*reads)(DType);               // weights of a type, at all
+  bool (*takes)(const GroupedGemm&);  // B of one product
+  PackedOrder order;
+  bool takes_nan;  // whether codes may be NaN
+};
+
 struct Kernels {
   const char* name;
   void (*grouped_gemm)(const GroupedGemm&);
   void (*fused_experts)(const FusedExperts&);
-  // Whether a product is served whose B is packed; nullptr where none is.
-  bool (*takes_packed)(const GroupedGemm&);
+  PackedWeights packed;
   void (*indexer_scores)(const IndexerScores&);
   void (*top_k)(const TopK&);
   void (*silu_and_mul)(const SiluAndMul&);

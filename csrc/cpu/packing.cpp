@@ -3,8 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
+#include "cpu/fp8.h"
 #include "cpu/parallel.h"
 #include "cpu/schedule.h"
 #include "params.h"
@@ -13,13 +15,11 @@ namespace mate::cpu {
 
 namespace {
 
-// Which of the four bytes of each row of a line go where: bytes 0 and 1 of rows 4 q to 4 q + 3 to
-// 16 q, bytes 2 and 3 behind them. Elements of 2 bytes keep a row's four bytes together.
-void pack_panel(char* to, const char* from, int64_t bytes, int64_t size) {
+void pack_panel(char* to, const char* from, int64_t bytes, bool split) {
   for (int64_t at = 0; at < bytes; at += 4, to += 4 * kPackedRows) {
     for (int64_t row = 0; row < kPackedRows; ++row) {
       const char* four = from + row * bytes + at;
-      if (size == 1) {
+      if (split) {
         char* lane = to + row / 4 * 16 + row % 4 * 2;
         std::memcpy(lane, four, 2);
         std::memcpy(lane + 8, four + 2, 2);
@@ -44,14 +44,28 @@ void ask_for_large_pages(void* memory, int64_t bytes) {
 
 }  // namespace
 
+bool has_nan_codes(const void* codes, int64_t count, int threads) {
+  constexpr int64_t kRun = 1 << 20;
+  std::atomic<bool> found{false};
+  parallel_for(ceil_div(count, kRun), threads, [&](int64_t i) {
+    const auto* first = static_cast<const uint8_t*>(codes) + i * kRun;
+    const int64_t size = std::min(kRun, count - i * kRun);
+    bool here = false;
+    for (int64_t j = 0; j < size; ++j) here |= is_nan_code(first[j]);
+    if (here) found = true;
+  });
+  return found;
+}
+
 void pack_weights(void* to, const void* from, int64_t rows, int64_t elements, int64_t size,
-                  int threads) {
+                  PackedOrder order, int threads) {
+  const bool split = size == 1 && order == PackedOrder::kPairs;
   const int64_t bytes = elements * size, panel = bytes * kPackedRows;
   ask_for_large_pages(to, rows * bytes);
   parallel_for(rows / kPackedRows, threads, [&](int64_t i) {
     auto* copy = static_cast<char*>(scratch(panel));
     std::memcpy(copy, static_cast<const char*>(from) + i * panel, panel);
-    pack_panel(static_cast<char*>(to) + i * panel, copy, bytes, size);
+    pack_panel(static_cast<char*>(to) + i * panel, copy, bytes, split);
   });
 }
 

@@ -102,12 +102,9 @@ inline void decode32(const void* p, Vec (&v)[4]) {
   }
 }
 
-// Whether multiply-adds take subnormal numbers at full speed, as AMD's do, and are told to.
-inline bool subnormals_are_fast() {
-  static const bool amd = __builtin_cpu_is("amd");
-  constexpr unsigned kFlushes = 0x8040;
-  return amd && (_mm_getcsr() & kFlushes) == 0;
-}
+#include "cpu/subnormals.h"
+
+inline bool subnormals_are_fast() { return subnormals_at_full_speed(); }
 
 // 32 e4m3 codes over 2^120, with NaN codes read as numbers: sign and magnitude moved to where
 // float32 has them, subnormals included. Half the work of decode32.
@@ -117,6 +114,20 @@ inline void decode32_tiny(const void* p, Vec (&v)[4]) {
         _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const char*>(p) + 8 * i)));
     v[i] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(wide, 20),
                                                 _mm256_set1_epi32(static_cast<int>(0x87f00000))));
+  }
+}
+
+// Packed weights are decoded that way only.
+inline bool reads_packed() { return subnormals_at_full_speed(); }
+
+// The code at byte k of each of 16 dwords, likewise over 2^120.
+template <int k>
+inline void decode_column_tiny(const void* dwords, Vec (&v)[2]) {
+  for (int i = 0; i < 2; ++i) {
+    __m256i x = _mm256_loadu_si256(static_cast<const __m256i*>(dwords) + i);
+    if constexpr (k < 3) x = _mm256_slli_epi32(x, 24 - 8 * k);
+    v[i] = _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_srai_epi32(x, 4), _mm256_set1_epi32(static_cast<int>(0x87f00000))));
   }
 }
 

@@ -96,6 +96,18 @@ inline void decode32_tiny(const void*, Vec (&v)[2]) {
   for (Vec& x : v) x = zero();
 }
 
+#include "cpu/subnormals.h"
+
+inline bool reads_packed() { return subnormals_at_full_speed(); }
+
+template <int k>
+inline void decode_column_tiny(const void* dwords, Vec (&v)[1]) {
+  __m512i x = _mm512_loadu_si512(dwords);
+  if constexpr (k < 3) x = _mm512_slli_epi32(x, 24 - 8 * k);
+  v[0] = _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_srai_epi32(x, 4), _mm512_set1_epi32(static_cast<int>(0x87f00000))));
+}
+
 #include "cpu/nan_codes.h"
 
 inline void store_bf16(uint16_t* p, Vec x) {

@@ -91,6 +91,13 @@ inline void decode32_tiny(const void*, Vec (&v)[8]) {
   for (Vec& x : v) x = zero();
 }
 
+// Packed weights are for speed.
+constexpr bool reads_packed() { return false; }
+template <int k>
+inline void decode_column_tiny(const void*, Vec (&v)[4]) {
+  for (Vec& x : v) x = zero();
+}
+
 // The tables decode NaN codes themselves.
 inline bool has_nan16(const void*) { return false; }
 struct NanWatch {

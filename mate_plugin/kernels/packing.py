@@ -1,8 +1,8 @@
 """Weights in the order in which the kernels read them fastest.
 
-The core decodes FP8 for products of BF16 pairs (AVX-512 BF16, AMX). From rows it has to transpose
-what it reads; packed weights are one stream of memory without that. A packed weight holds the same
-elements in as many bytes. Its shape says that it is packed: ``[..., N / 16, K / q, 16, q]`` for
+Kernels multiply several columns side by side. From rows they have to transpose what they read or to
+add across lanes; packed weights are one stream of memory without that. A packed weight holds the
+same elements in as many bytes. Its shape says that it is packed: ``[..., N / 16, K / q, 16, q]`` for
 rows ``[..., N, K]``, with q = 4 FP8 codes or 2 elements of 16 bits. The order within its last two
 dimensions is the kernels' own.
 """
@@ -24,28 +24,29 @@ _pack = library.define(
 )
 
 
-def wanted() -> bool:
-    """Whether the kernels in use read packed weights."""
-    return bool(library.module().packs_weights())
+def wanted(dtype: torch.dtype) -> bool:
+    """Whether the kernels in use read packed weights of ``dtype``."""
+    return dtype in _DTYPES and bool(library.module().packs_weights(library.tag(dtype)))
 
 
 def why_not(weight: torch.Tensor) -> str | None:
     """Why ``weight[..., N, K]`` cannot be packed here, or None."""
     if not weight.is_cpu:
         return f"weights on {weight.device.type!r} are not packed"
-    if not wanted():
-        return f"the {library.isa()} kernels read weights as they are"
-    if weight.dtype not in _DTYPES:
-        return f"weights of {weight.dtype} are read as they are"
+    if not wanted(weight.dtype):
+        return f"the {library.isa()} kernels read weights of {weight.dtype} as they are"
     if weight.dim() not in (2, 3) or not weight.is_contiguous() or not weight.numel():
         return f"expected contiguous [N, K] or [E, N, K], got {describe(weight)}"
     if weight.shape[-2] % ROWS or weight.shape[-1] * weight.element_size() % _BYTES:
         return f"expected N in {ROWS}s and {_BYTES} bytes of K, got {list(weight.shape[-2:])}"
+    codes = weight.view(torch.uint8) if weight.dtype in library.FP8_DTYPES else weight
+    if library.module().has_codes_to_leave(codes, library.tag(weight.dtype), library.threads(None)):
+        return f"the {library.isa()} kernels read NaN from rows only"
     return None
 
 
 def pack_weights(weight: torch.Tensor, in_place: bool = False) -> torch.Tensor:
-    """The same weights for kernels with BF16 products, as ``input_b`` of ``mate.gemm``.
+    """The same weights as the kernels in use read them fastest, for ``input_b`` of ``mate.gemm``.
 
     Args:
         weight: contiguous (N, K) or (E, N, K): FP8 or bfloat16, N a multiple of 16, rows of whole
