@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from timing import median_seconds, prepare
 
-from mate_plugin.kernels import gemm, library
+from mate_plugin.kernels import gemm, library, packing
 
 # What separates our result from the float32 peer's: a rounding to bf16.
 TOLERANCE = 2.0**-7
@@ -68,10 +68,16 @@ class Weights:
         self.scale = torch.rand(plan.experts, *blocks) + 0.5
         drawn = torch.randperm(plan.experts)[: plan.sets * plan.busy].view(plan.sets, plan.busy)
         self.sets = [sorted(one) for one in drawn.tolist()]
+        self.packed = torch.empty_like(self.codes) if self._packs() else None
         codes, _ = quantised(plan.n, plan.k)
         for expert in itertools.chain(*self.sets):
             # Rolled copies cost less to make than random numbers, and no less to read.
             self.codes[expert] = codes.view(torch.uint8).roll(expert, 0).view(codes.dtype)
+            if self.packed is not None:
+                packing.pack_weights(self.packed[expert].copy_(self.codes[expert]), in_place=True)
+
+    def _packs(self) -> bool:
+        return packing.why_not(torch.empty_like(self.codes[:1]).zero_()) is None
 
     def counts(self, m: int) -> Iterator[torch.Tensor]:
         """Rows of each expert, for one set after the other without end."""
@@ -83,26 +89,37 @@ class Weights:
 
 
 def our_series(plan: Plan, weights: Weights) -> list[Series]:
-    pair = (weights.codes, weights.scale)
+    rows = (weights.codes, weights.scale)
     stored = float(plan.busy * plan.n * plan.k)
 
     def out(m: int) -> torch.Tensor:
         return torch.empty(plan.busy * m, plan.n, dtype=torch.bfloat16)
 
-    def w8a16(m: int) -> Callable[[], object]:
-        x, to, counts = inputs(plan, m), out(m), weights.counts(m)
-        return lambda: gemm.ragged_m_moe_gemm_w8a16(
-            x, pair, next(counts), to, gemm_mode="per_expert", alignment_m=1
-        )
+    def w8a16(pair: tuple[torch.Tensor, torch.Tensor]) -> Callable[[int], Callable[[], object]]:
+        def prepare_rows(m: int) -> Callable[[], object]:
+            x, to, counts = inputs(plan, m), out(m), weights.counts(m)
+            return lambda: gemm.ragged_m_moe_gemm_w8a16(
+                x, pair, next(counts), to, gemm_mode="per_expert", alignment_m=1
+            )
+
+        return prepare_rows
 
     def w8a8(m: int) -> Callable[[], object]:
         x, to, counts = inputs(plan, m).to(torch.float8_e4m3fn), out(m), weights.counts(m)
         scale = torch.rand(len(x), -(-plan.k // BLOCK)) + 0.5
         return lambda: gemm.ragged_m_moe_gemm_8bit(
-            (x, scale), pair, next(counts), to, gemm_mode="per_expert", alignment_m=1
+            (x, scale), rows, next(counts), to, gemm_mode="per_expert", alignment_m=1
         )
 
-    return [Series("fp8 x bf16", True, stored, w8a16), Series("fp8 x fp8", True, stored, w8a8)]
+    found = [
+        Series("fp8 x bf16", True, stored, w8a16(rows)),
+        Series("fp8 x fp8", True, stored, w8a8),
+    ]
+    if weights.packed is not None:
+        # What a served layer runs, where the kernels read packed weights.
+        packed = (packing.packed_view(weights.packed), weights.scale)
+        found.insert(0, Series("fp8 x bf16, packed", True, stored, w8a16(packed)))
+    return found
 
 
 def peer_series(plan: Plan, weights: Weights) -> list[Series]:
@@ -193,7 +210,9 @@ def main(plan: Plan) -> None:
     by_name = {one.name: one for one in series}
     if plan.peers:
         theirs = by_name["f32 matmul, f32 weights"].prepare(plan.rows[0])()
-        check(by_name["fp8 x bf16"].prepare(plan.rows[0])(), theirs)  # type: ignore[arg-type]
+        for one in ("fp8 x bf16", "fp8 x bf16, packed"):
+            if one in by_name:
+                check(by_name[one].prepare(plan.rows[0])(), theirs)  # type: ignore[arg-type]
     points, limits = [], []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(setting, total=len(plan.rows) * len(series))

@@ -13,7 +13,11 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-OURS = {"fp8 x bf16": ("#0b5fa5", "o"), "fp8 x fp8": ("#d1495b", "s")}
+OURS = {
+    "fp8 x bf16, packed": ("#0b5fa5", "o"),
+    "fp8 x bf16": ("#6aa6d8", "o"),
+    "fp8 x fp8": ("#d1495b", "s"),
+}
 PEERS = {
     "f32 matmul, f32 weights": ("#6c757d", "^"),
     "bf16 matmul, bf16 weights": ("#2a9d8f", "v"),

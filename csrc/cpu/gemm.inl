@@ -154,10 +154,9 @@ struct GemmUnit {
     }
   }
 
-  // Calls f(first row, rows) for blocks of up to `most` rows, as even as they come.
+  // Calls f(first row, rows) for `blocks` blocks of up to `most` rows, as even as they come.
   template <int most, typename F>
-  void row_blocks(const F& f) const {
-    const int64_t blocks = ceil_div(u.rows, most);
+  void row_blocks(int64_t blocks, const F& f) const {
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t m = i * u.rows / blocks;
       with_count<most>((i + 1) * u.rows / blocks - m, [&](auto rows) { f(m, rows); });
@@ -170,12 +169,15 @@ struct GemmUnit {
     return element(p.b, g.weight, col, 0) + k * kPackedRows;
   }
 
+  // The tallest tiles are best while all rows of A stay in the nearest cache.
+  int64_t packed_blocks() const { return ceil_div(u.rows, u.rows <= 10 ? kPackedTileRows : 4); }
+
   template <bool is_tiny, int groups>
   void stream_packed(int64_t n, int64_t lda) const {
     for (int64_t k = 0; k < g.k; k += kDepth) {
       const char* panels[groups];
       for (int i = 0; i < groups; ++i) panels[i] = packed_panel(n + i * kPackedRows, k);
-      row_blocks<kPackedTileRows>([&](int64_t m, auto rows) {
+      row_blocks<kPackedTileRows>(packed_blocks(), [&](int64_t m, auto rows) {
         packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, std::min(kDepth, g.k - k),
                                      c + m * kLdc + n, kLdc);
       });
@@ -186,14 +188,13 @@ struct GemmUnit {
   template <bool is_tiny>
   void stream_packed() const {
     const int64_t lda = padded(g.k);
-    const int64_t tallest = ceil_div(u.rows, ceil_div(u.rows, kPackedTileRows));
     pack_a(a, lda, 0, g.k);
     for (int64_t n = 0; n < u.cols;) {
       const int64_t left = (u.cols - n) / kPackedRows;
       if (u.rows == 1 && left >= 4) {
         stream_packed<is_tiny, 4>(n, lda);
         n += 4 * kPackedRows;
-      } else if (tallest <= 2 && left >= 2) {
+      } else if (u.rows <= 2 && left >= 2) {
         stream_packed<is_tiny, 2>(n, lda);
         n += 2 * kPackedRows;
       } else {
@@ -210,7 +211,7 @@ struct GemmUnit {
       pack_a(a, kLd, k, count);
       for (int64_t n = 0; n < u.cols; n += kPackedRows) {
         decode_panel<is_tiny>(b, packed_panel(n, k), count);
-        row_blocks<kPanelRows>([&](int64_t m, auto rows) {
+        row_blocks<kPackedTileRows>(ceil_div(u.rows, kPackedTileRows), [&](int64_t m, auto rows) {
           panel_tile<rows()>(a + m * kLd, kLd, b, count, c + m * kLdc + n, kLdc);
         });
       }

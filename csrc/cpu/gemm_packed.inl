@@ -2,9 +2,9 @@
 // along k, one product after the other whatever the number of rows, so that nothing is left to add
 // across lanes.
 
-// Rows of a tile whose codes are decoded in registers; rows up to which decoding anew for each such
-// tile takes less time than writing panels; rows of a tile that reads panels.
-constexpr int kPackedTileRows = 4, kPackedStreamRows = 24, kPanelRows = 6;
+// Rows of a tile, and those up to which decoding anew for each tile takes less time than writing
+// panels.
+constexpr int kPackedTileRows = 6, kPackedStreamRows = 24;
 constexpr int kPackedVecs = kPackedRows / kLanes;
 constexpr int64_t kPackedDepth = 256;   // of a panel in cache, in floats
 constexpr int64_t kPackedAhead = 3072;  // bytes that are fetched before they are read

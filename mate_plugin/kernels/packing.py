@@ -1,10 +1,10 @@
 """Weights in the order in which the kernels read them fastest.
 
-Kernels multiply several columns side by side. From rows they have to transpose what they read or to
-add across lanes; packed weights are one stream of memory without that. A packed weight holds the
-same elements in as many bytes. Its shape says that it is packed: ``[..., N / 16, K / q, 16, q]`` for
-rows ``[..., N, K]``, with q = 4 FP8 codes or 2 elements of 16 bits. The order within its last two
-dimensions is the kernels' own.
+Kernels multiply several columns side by side. From rows they have to transpose what they read, or
+to add across lanes; packed weights are one stream of memory without that. A packed weight holds
+the same elements in as many bytes, and its shape says so: ``[..., N / 16, K / q, 16, q]``
+for rows ``[..., N, K]``, with q = 4 FP8 codes or 2 elements of 16 bits. The order within its last
+two dimensions is the kernels' own.
 """
 
 from __future__ import annotations
