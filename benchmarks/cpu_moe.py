@@ -215,7 +215,9 @@ def main(
             vllm = importlib.util.find_spec("vllm") is not None
             rivals = by_vllm(drawn, peer_isa) if vllm else by_torch(drawn)
         # As they are served: packed, where the kernels read packed weights.
-        mine = {f"weights, {kind} activations": (kind, ours(drawn, kind, True)) for kind in TOLERANCE}
+        mine = {}
+        for kind in TOLERANCE:
+            mine[f"weights, {kind} activations"] = (kind, ours(drawn, kind, True))
         mine["weights in rows, bf16 activations"] = ("bf16", ours(drawn, "bf16", False))
 
     table = Table("tokens", "implementation", "us", "peer / ours", "floor, us", "of the floor")
