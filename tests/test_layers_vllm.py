@@ -34,6 +34,11 @@ def test_case(forks, case, env):
     run_case(forks, case, env)
 
 
+@pytest.mark.parametrize("wanted", ["1", "0"])
+def test_weights_are_packed_where_the_setting_says_so(forks, wanted):
+    run_case(forks, "packed", {"MATE_PLUGIN_PACK_WEIGHTS": wanted})
+
+
 def test_shards_of_experts_are_made_of_whole_blocks(forks):
     # vLLM may have experts of its own on this machine, which would take what ours refuse.
     run_case(forks, "shards", {"MATE_PLUGIN_STRICT": "1"})

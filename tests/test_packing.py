@@ -290,3 +290,22 @@ def test_kernels_that_read_rows_refuse_packed_weights():
             gemm_mode="per_expert", alignment_m=1,
         )  # fmt: skip
     assert out.eq(7).all()
+
+
+@pytest.mark.skipif(SAME_ORDER or not TYPES, reason="these kernels know no subnormal numbers")
+def test_subnormal_codes_where_the_process_flushes_them():
+    torch.manual_seed(6)
+    codes = torch.randint(0, 8, (1, 32, 128), dtype=torch.uint8).view(E4M3)
+    b = packing.pack_weights(codes), torch.ones(1, 1, 1)
+    x, counts = torch.randn(3, 128), torch.tensor([3], dtype=torch.int32)
+    out = torch.empty(2, 3, 32)
+    for to, flushes in zip(out, (False, True), strict=True):
+        torch.set_flush_denormal(flushes)
+        try:
+            gemm.ragged_m_moe_gemm_w8a16(
+                x, b, counts, to, gemm_mode="per_expert", alignment_m=1, num_mp=1
+            )
+        finally:
+            torch.set_flush_denormal(False)
+    assert_same(out[1], out[0])
+    assert_same(out[0], x @ codes[0].float().t())

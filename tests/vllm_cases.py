@@ -110,6 +110,33 @@ def batched() -> None:
         assert not output[e, count:].any()
 
 
+def packed() -> None:
+    """Weights are packed after they were loaded, where the kernels and the setting want it."""
+    from mate_plugin.config import settings
+    from mate_plugin.kernels import packing
+    from mate_plugin.layers.vllm_moe import experts_classes
+
+    weights = MoeWeights(E, H + 8, I + 8)
+    rows = weights.w13.clone()
+    hidden, probs = torch.randn(9, H + 8).to(torch.bfloat16), torch.rand(9, 2)
+    ids = torch.randint(0, E, (9, 2), dtype=torch.int32)
+    expected = moe(weights, hidden, probs, ids, None)
+    experts = build(experts_classes()[0], weights)
+    assert torch.equal(weights.w13.view(torch.uint8), rows.view(torch.uint8))
+    experts.pack(weights.w13, weights.w2)
+    wanted = settings().pack_weights and packing.wanted(weights.w13.dtype)
+    assert ("packed weights" in experts.plan.describe()) == wanted
+    assert torch.equal(weights.w13.view(torch.uint8), rows.view(torch.uint8)) != wanted
+    assert weights.w13.shape == rows.shape
+    output = torch.empty_like(hidden)
+    apply(experts, weights, hidden, output, topk_weights=probs, topk_ids=ids)
+    torch.testing.assert_close(output.double(), expected, rtol=2e-2, atol=2e-2)
+    # As vLLM builds a layer anew around weights that it took over as they are.
+    again = build(experts_classes()[0], weights)
+    apply(again, weights, hidden, output, topk_weights=probs, topk_ids=ids)
+    torch.testing.assert_close(output.double(), expected, rtol=2e-2, atol=2e-2)
+
+
 def reasons() -> None:
     """Each thing that is not supported is refused with a reason that names it."""
     import vllm.model_executor.layers.fused_moe.modular_kernel as mk

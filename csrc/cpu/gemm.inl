@@ -226,7 +226,10 @@ struct GemmUnit {
 
   void add_products() const {
     std::memset(c, 0, u.rows * kLdc * sizeof(float));
-    if (p.b.packed) return tiny ? add_packed<true>() : add_packed<false>();
+    if (p.b.packed) {
+      [[maybe_unused]] const WithSubnormals with_subnormals;
+      return tiny ? add_packed<true>() : add_packed<false>();
+    }
     if (streams_b()) {
       with_codes([&](auto type, auto tiny) { stream<type(), tiny()>(); });
     } else {

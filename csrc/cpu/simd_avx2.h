@@ -104,7 +104,8 @@ inline void decode32(const void* p, Vec (&v)[4]) {
 
 #include "cpu/subnormals.h"
 
-inline bool subnormals_are_fast() { return subnormals_at_full_speed(); }
+// Whether they are on, too.
+inline bool subnormals_are_fast() { return subnormals_at_full_speed() && !flushes_subnormals(); }
 
 // 32 e4m3 codes over 2^120, with NaN codes read as numbers: sign and magnitude moved to where
 // float32 has them, subnormals included. Half the work of decode32.

@@ -93,6 +93,7 @@ inline void decode32_tiny(const void*, Vec (&v)[8]) {
 
 // Packed weights are for speed.
 constexpr bool reads_packed() { return false; }
+struct WithSubnormals {};
 template <int k>
 inline void decode_column_tiny(const void*, Vec (&v)[4]) {
   for (Vec& x : v) x = zero();

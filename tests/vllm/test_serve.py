@@ -24,6 +24,8 @@ from torch_model import Model
 from torch_ops import BLOCK
 from vllm_server import Server
 
+from mate_plugin.kernels import packing
+
 pytestmark = [
     pytest.mark.served,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
@@ -159,6 +161,9 @@ def test_every_fp8_call_was_ours(serve, twins, family, mode):
     kernels = {one["op"]: one["calls"] for one in worker["counters"]}
     assert kernels["fused_experts"] == moe
     assert kernels["batched_gemm"] == linear
+    layers = sum(one["built"] for (kind, _), one in counts.items() if kind == "moe")
+    packed = 2 * layers if packing.wanted(torch.float8_e4m3fn) else 0
+    assert kernels.get("pack_weights", 0) == packed
     rounded = moe if mode == "fp8 activations" else 0
     assert kernels.get("group_quant_fp8", 0) == rounded + bool(rounded) * linear
 
