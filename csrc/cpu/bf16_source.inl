@@ -141,6 +141,7 @@ class PackedSource {
   static constexpr bool kPacked = true;
 
   const char* panel;
+  int64_t far;  // bytes from what is read to what is fetched
 
   void skip(int64_t k) { panel += k * size_of(type) * kPanelLanes; }
 
@@ -155,10 +156,7 @@ class PackedSource {
     for (int i = 0; i < 4; ++i) {
       const char* from = lines.from + (part * 4 + i) * kLineBytes;
       to[i] = _mm512_loadu_si512(from);
-      __builtin_prefetch(from + kAhead, 0, 3);
+      __builtin_prefetch(from + far, 0, 2);
     }
   }
-
- private:
-  static constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 };

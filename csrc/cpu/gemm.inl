@@ -19,6 +19,7 @@ struct GemmUnit {
   const Unit& u;
   const Group& g;
   float *a, *b, *c;   // [rows, kLd or k], [kBRows, kLd], [rows, kLdc]
+  const char* after;  // see packed_start: of what is read next, or null
   bool tiny = false;  // how B is decoded
 
   // Floats of scratch beside c.
@@ -169,17 +170,24 @@ struct GemmUnit {
     return element(p.b, g.weight, col, 0) + k * kPackedRows;
   }
 
+  int64_t packed_far(int64_t n, int64_t k, int64_t groups) const {
+    const bool last = n + groups * kPackedRows >= u.cols;
+    return mate::cpu::MATE_ISA::packed_far(packed_panel(n, 0), k, g.k, kPackedDepth, 1, groups,
+                                           last ? after : nullptr);
+  }
+
   // The tallest tiles are best while all rows of A stay in the nearest cache.
   int64_t packed_blocks() const { return ceil_div(u.rows, u.rows <= 10 ? kPackedTileRows : 4); }
 
   template <bool is_tiny, int groups>
   void stream_packed(int64_t n, int64_t lda) const {
-    for (int64_t k = 0; k < g.k; k += kDepth) {
+    for (int64_t k = 0; k < g.k; k += kPackedDepth) {
+      const int64_t count = std::min(kPackedDepth, g.k - k), far = packed_far(n, k, groups);
       const char* panels[groups];
       for (int i = 0; i < groups; ++i) panels[i] = packed_panel(n + i * kPackedRows, k);
       row_blocks<kPackedTileRows>(packed_blocks(), [&](int64_t m, auto rows) {
-        packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, std::min(kDepth, g.k - k),
-                                     c + m * kLdc + n, kLdc);
+        packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, count, far, c + m * kLdc + n,
+                                     kLdc);
       });
     }
   }
@@ -210,7 +218,7 @@ struct GemmUnit {
       const int64_t count = std::min(kPackedDepth, g.k - k);
       pack_a(a, kLd, k, count);
       for (int64_t n = 0; n < u.cols; n += kPackedRows) {
-        decode_panel<is_tiny>(b, packed_panel(n, k), count);
+        decode_panel<is_tiny>(b, packed_panel(n, k), count, packed_far(n, k, 1));
         row_blocks<kPackedTileRows>(ceil_div(u.rows, kPackedTileRows), [&](int64_t m, auto rows) {
           panel_tile<rows()>(a + m * kLd, kLd, b, count, c + m * kLdc + n, kLdc);
         });
@@ -280,13 +288,13 @@ struct PackedRows {
 constexpr int64_t kUnitRows = kBlockM;
 
 inline int64_t unit_floats(const GroupedGemm& p, const Unit& u) {
-  return GemmUnit{p, u, *u.group, nullptr, nullptr, nullptr}.floats();
+  return GemmUnit{p, u, *u.group, nullptr, nullptr, nullptr, nullptr}.floats();
 }
 
-// c[rows, kLdc] = the sums of a unit.
+// c[rows, kLdc] = the sums of a unit; `after` is the packed_start of what is read next, or null.
 inline void unit_sums(const GroupedGemm& p, const PackedRows&, const Unit& u, float* buffer,
-                      float* c) {
-  GemmUnit work{p, u, *u.group, buffer, nullptr, c};
+                      float* c, const char* after) {
+  GemmUnit work{p, u, *u.group, buffer, nullptr, c, after};
   work.b = buffer + work.a_floats();
   work.run();
 }

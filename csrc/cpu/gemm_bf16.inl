@@ -94,6 +94,7 @@ struct Bf16Unit {
   const Group& g;
   uint32_t* panel;               // [kTileGroups, kPart / 2, kPanelLanes]
   float *scale, *col_scale, *c;  // [rows, segments], [segments, kPanelCols], [rows, kLdc]
+  const char* after;             // see packed_start: of what is read next, or null
   Tiles tiles;
 
   static constexpr int64_t kPanelFloats = kPart * kPanelCols / 2;
@@ -105,8 +106,15 @@ struct Bf16Unit {
     return kPanelFloats + ceil_div(u.group->k, kSegment) * (u.rows + kPanelCols);
   }
 
-  Bf16Unit(const GroupedGemm& p, const PackedRows& rows, const Unit& u, float* buffer, float* c)
-      : p(p), rows(rows), u(u), g(*u.group), panel(reinterpret_cast<uint32_t*>(buffer)), c(c) {
+  Bf16Unit(const GroupedGemm& p, const PackedRows& rows, const Unit& u, float* buffer, float* c,
+           const char* after)
+      : p(p),
+        rows(rows),
+        u(u),
+        g(*u.group),
+        panel(reinterpret_cast<uint32_t*>(buffer)),
+        c(c),
+        after(after) {
     scale = buffer + kPanelFloats;
     col_scale = scale + segments() * u.rows;
   }
@@ -150,25 +158,33 @@ struct Bf16Unit {
     }
   }
 
-  // Where columns from n on are found. Columns past the end repeat the last ones; their sums are
-  // not stored.
+  // Where columns from n on are found, of which `groups` groups are read part by part in turn.
+  // Columns past the end repeat the last ones; their sums are not stored.
   template <DType type>
-  void find(PackedSource<type>& source, int64_t n, int64_t k, int64_t) const {
+  void find(PackedSource<type>& source, int64_t n, int64_t k, int64_t groups) const {
+    constexpr int64_t kNear = 2048;
     const int64_t col = std::min(u.col_first + n, p.n - kPackedRows);
     source.panel = element(p.b, g.weight, col, 0);
+    const bool last = n / kPanelLanes / groups == (u.cols - 1) / kPanelLanes / groups;
+    const int64_t in_turn = n / kPanelLanes % groups * g.k * kPanelLanes * size_of(type);
+    const char* next = last && after != nullptr ? after + in_turn : nullptr;
+    // One group after the other is one stream.
+    source.far =
+        groups == 1 ? kNear : packed_far(source.panel, k, g.k, kPart, size_of(type), groups, next);
     source.skip(k);
   }
 
-  // Reading row by row, each is followed `far` elements ahead, unless they lie in order.
+  // Row by row. Each is followed, unless they lie in order and are read one group after the other.
   template <DType type>
-  void find(RowSource<type>& source, int64_t n, int64_t k, int64_t far) const {
+  void find(RowSource<type>& source, int64_t n, int64_t k, int64_t groups) const {
     for (int64_t j = 0; j < kPanelLanes; ++j) {
       source.rows[j] = element(p.b, g.weight, last_col(n + j), k);
     }
     const int64_t size = size_of(type), next = g.k * kPanelLanes * size;
-    if (far > 0 || next > kFetchInOrder || p.b.row_stride != g.k || n + 2 * kPanelLanes > u.cols) {
+    if (groups > 1 || next > kFetchInOrder || p.b.row_stride != g.k ||
+        n + 2 * kPanelLanes > u.cols) {
       source.next = nullptr;
-      source.far = (far > 0 ? far : kFarInRow) * size;
+      source.far = (groups > 1 ? kPart : kFarInRow) * size;
     } else {
       source.next = source.rows[0] + next + k * (kPanelLanes - 1) * size;
     }
@@ -211,7 +227,7 @@ struct Bf16Unit {
       for (int64_t k = 0; k < g.k; k += kPart) {
         const int64_t count = std::min(kPart, g.k - k);
         Source sources[kGroups];
-        for (int g = 0; g < kGroups; ++g) find(sources[g], n + g * kPanelLanes, k, 0);
+        for (int g = 0; g < kGroups; ++g) find(sources[g], n + g * kPanelLanes, k, kGroups);
         multiply_codes<type>(tile(0, n, k, count), u.rows, sources, count, panel, tiles);
       }
     }
@@ -226,7 +242,7 @@ struct Bf16Unit {
         const int64_t count = std::min(kPart, g.k - k);
         for (int group = 0; group < kTileGroups; ++group) {
           Source source;
-          find(source, n + group * kPanelLanes, k, kPart);
+          find(source, n + group * kPanelLanes, k, kTileGroups);
           write_panel<type>(panel + group * kPart / 2 * kPanelLanes, source, count,
                             whole_segments(count));
         }
@@ -253,8 +269,8 @@ struct Bf16Unit {
 
 inline int64_t unit_floats(const GroupedGemm&, const Unit& u) { return Bf16Unit::floats(u); }
 
-// c[rows, kLdc] = the sums of a unit.
+// c[rows, kLdc] = the sums of a unit; `after` is the packed_start of what is read next, or null.
 inline void unit_sums(const GroupedGemm& p, const PackedRows& rows, const Unit& u, float* buffer,
-                      float* c) {
-  Bf16Unit(p, rows, u, buffer, c).run();
+                      float* c, const char* after) {
+  Bf16Unit(p, rows, u, buffer, c, after).run();
 }

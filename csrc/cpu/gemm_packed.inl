@@ -6,8 +6,7 @@
 // panels.
 constexpr int kPackedTileRows = 6, kPackedStreamRows = 24;
 constexpr int kPackedVecs = kPackedRows / kLanes;
-constexpr int64_t kPackedDepth = 256;   // of a panel in cache, in floats
-constexpr int64_t kPackedAhead = 3072;  // bytes that are fetched before they are read
+constexpr int64_t kPackedDepth = 256;  // k range that is read at a time
 // What decode_column_tiny leaves out, but for what decode_factor says.
 constexpr float kTinyToPlain = 0x1p112f;
 
@@ -28,10 +27,11 @@ inline void for_four(const F& f) {
   f(std::integral_constant<int, 3>());
 }
 
-// c[m][n] += A rows (float32, lda apart) times the columns of `groups` panels.
+// c[m][n] += A rows (float32, lda apart) times the columns of `groups` panels. Bytes that are `far`
+// further on are fetched for what comes next.
 template <bool tiny, int rows, int groups>
 inline void packed_tile(const float* a, int64_t lda, const char* const (&panels)[groups],
-                        int64_t depth, float* c, int64_t ldc) {
+                        int64_t depth, int64_t far, float* c, int64_t ldc) {
   constexpr int vecs = kPackedVecs;
   Vec acc[rows][groups * vecs];
   for (int m = 0; m < rows; ++m) {
@@ -40,7 +40,7 @@ inline void packed_tile(const float* a, int64_t lda, const char* const (&panels)
   for (int64_t k = 0; k < depth; k += 4) {
     for (int g = 0; g < groups; ++g) {
       const char* line = panels[g] + k * kPackedRows;
-      __builtin_prefetch(line + kPackedAhead, 0, 3);
+      __builtin_prefetch(line + far, 0, 2);
     }
     for_four([&](auto j) {
       for (int g = 0; g < groups; ++g) {
@@ -63,10 +63,10 @@ inline void packed_tile(const float* a, int64_t lda, const char* const (&panels)
 
 // dst[k][16] = decoded codes of a panel.
 template <bool tiny>
-inline void decode_panel(float* dst, const char* panel, int64_t depth) {
+inline void decode_panel(float* dst, const char* panel, int64_t depth, int64_t far) {
   for (int64_t k = 0; k < depth; k += 4) {
     const char* line = panel + k * kPackedRows;
-    __builtin_prefetch(line + kPackedAhead, 0, 3);
+    __builtin_prefetch(line + far, 0, 2);
     for_four([&](auto j) {
       Vec b[kPackedVecs];
       decode_column<tiny, j()>(line, b);

@@ -51,7 +51,10 @@ class FusedLayer {
     PackedRows leaving(down_);
     leaving.adopt(inner_, inner_ld_);
     const Packing pack(entering_);
-    auto gate_and_up = [&](int64_t i) { put_inner(inner_units_.at(i)); };
+    auto gate_and_up = [&](int64_t i) {
+      const bool last = i + 1 == inner_units_.size();
+      put_inner(inner_units_.at(i), last ? nullptr : packed_start(p_.gate, inner_units_.at(i + 1)));
+    };
     auto down = [&](int64_t i) { put_out(leaving, i * out_cols_); };
     parallel_steps(down_.num_threads, items(pack.size(), pack),
                    items(inner_units_.size(), gate_and_up),
@@ -59,13 +62,13 @@ class FusedLayer {
   }
 
  private:
-  void put_inner(const Unit& unit) {
+  void put_inner(const Unit& unit, const char* after) {
     const int64_t floats = std::max(unit_floats(p_.gate, unit), unit_floats(p_.up, unit));
     const int64_t sums = unit.rows * kLdc;
     auto* buffer = static_cast<float*>(scratch((floats + 2 * sums) * sizeof(float)));
     float *gate = buffer + floats, *up = gate + sums;
-    unit_sums(p_.gate, entering_, unit, buffer, gate);
-    unit_sums(p_.up, entering_, unit, buffer, up);
+    unit_sums(p_.gate, entering_, unit, buffer, gate, packed_start(p_.up, unit));
+    unit_sums(p_.up, entering_, unit, buffer, up, after);
     const Group& g = down_.groups[unit.group - p_.gate.groups];
     for (int64_t m = 0; m < unit.rows; ++m) {
       put_inner_row(g.first + unit.row_first + m, unit, gate + m * kLdc, up + m * kLdc);
@@ -111,7 +114,10 @@ class FusedLayer {
     auto* buffer = static_cast<float*>(scratch((floats + sums + addends) * sizeof(float)));
     float* rows = buffer + floats;
     units([&](const Unit& unit) {
-      unit_sums(down_, leaving, unit, buffer, rows + (unit.group->first + unit.row_first) * kLdc);
+      const Group* next = unit.group + 1;
+      const bool last = next == down_.groups + down_.num_groups;
+      unit_sums(down_, leaving, unit, buffer, rows + (unit.group->first + unit.row_first) * kLdc,
+                last ? nullptr : packed_start(down_, {next, 0, 0, col, cols}));
     });
     for (int64_t row = 0; row < p_.num_rows && p_.rounds; ++row) {
       round_floats(rows + row * kLdc, p_.type, cols);

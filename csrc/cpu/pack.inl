@@ -47,6 +47,21 @@ inline int64_t row_of(const Group& g, int64_t i) {
   return g.rows != nullptr ? g.rows[i] : g.first + i;
 }
 
+// The packed panel that a unit of work begins with, or null where B is not packed.
+inline const char* packed_start(const GroupedGemm& p, const Unit& u) {
+  return p.b.packed ? element(p.b, u.group->weight, u.col_first, 0) : nullptr;
+}
+
+// Bytes from element k of packed panels, `groups` of them read side by side and `part` elements at
+// a time, to what is read next: the next part, or the next panels, which begin at `next` where they
+// do not follow.
+inline int64_t packed_far(const char* panel, int64_t k, int64_t depth, int64_t part, int64_t size,
+                          int64_t groups, const char* next) {
+  const int64_t step = kPackedRows * size;
+  if (k + part < depth) return part * step;
+  return (next != nullptr ? next - panel : groups * depth * step) - k * step;
+}
+
 inline bool scales_by_column(const GroupedGemm& p) {
   return p.b_scale.data != nullptr && p.b_scale.row_block == 1;
 }
