@@ -240,6 +240,8 @@ def test_bad_weights_are_named(shape, words):
 
 @packs
 def test_weights_that_are_not_packed_are_named():
+    with pytest.raises(TypeError, match=r"weight: expected a torch.Tensor, got"):
+        packing.pack_weights([1.0])
     with pytest.raises(ValueError, match=r"weight: .*torch.float16"):
         packing.pack_weights(torch.zeros(2, 16, 8, dtype=FP16))
     with pytest.raises(ValueError, match=r"weight: .*contiguous"):
@@ -273,6 +275,10 @@ def test_bad_calls_write_nothing():
     b = (b[0], torch.ones(1, 2, 2))
     with pytest.raises(ValueError, match="major_b_mode: expected K beside packed weights"):
         call(x, b, counts, out, gemm_mode="per_expert", alignment_m=1, major_b_mode="N")
+    parts = b[0][:, ::2], b[0][:, :, :32]
+    for part in parts:
+        with pytest.raises(ValueError, match="packed weights: expected whole panels"):
+            call(x.bfloat16(), (part, b[1]), counts, out, gemm_mode="per_expert", alignment_m=1)
     with pytest.raises(ValueError, match="out: expected"):
         call(x.bfloat16(), b, counts, out[:, :96].contiguous(), gemm_mode="per_expert")
     assert out.eq(7).all()

@@ -57,8 +57,11 @@ def pack_weights(weight: torch.Tensor, in_place: bool = False) -> torch.Tensor:
         ``(..., N / 16, K / q, 16, q)``; a view of ``weight`` with ``in_place``.
 
     Raises:
+        TypeError: the weight is no tensor.
         ValueError: the weight cannot be packed, or the kernels in use read rows.
     """
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"weight: expected a torch.Tensor, got {describe(weight)}")
     if reason := why_not(weight):
         raise ValueError(f"weight: {reason}")
     packed = packed_view(weight if in_place else torch.empty_like(weight))
@@ -84,4 +87,10 @@ def as_rows(weight: torch.Tensor) -> torch.Tensor:
     if not isinstance(weight, torch.Tensor) or weight.dim() < 4 or weight.shape[-2] != ROWS:
         return weight
     *experts, panels, fours, rows, four = weight.shape
-    return weight.view(*experts, panels * rows, fours * four)
+    try:
+        return weight.view(*experts, panels * rows, fours * four)
+    except RuntimeError:
+        raise ValueError(
+            "packed weights: expected whole panels that follow one another,"
+            f" got {list(weight.shape)} with strides {list(weight.stride())}"
+        ) from None
