@@ -64,7 +64,12 @@ def pack_weights(weight: torch.Tensor, in_place: bool = False) -> torch.Tensor:
         raise TypeError(f"weight: expected a torch.Tensor, got {describe(weight)}")
     if reason := why_not(weight):
         raise ValueError(f"weight: {reason}")
-    packed = packed_view(weight if in_place else torch.empty_like(weight))
+    return rearrange(weight, weight if in_place else torch.empty_like(weight))
+
+
+def rearrange(weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """Pack ``weight``, for which :func:`why_not` found nothing, into the memory of ``to``."""
+    packed = packed_view(to)
     _pack(weight, packed, library.tag(weight.dtype), library.threads(None), library.stream(weight))
     return packed
 

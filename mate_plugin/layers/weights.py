@@ -59,7 +59,7 @@ def packs(w13: torch.Tensor, w2: torch.Tensor, dtype: torch.dtype) -> bool:
 def pack_in_place(w13: torch.Tensor, w2: torch.Tensor) -> None:
     """Pack weights in place for which :func:`packs` holds."""
     for weight in (w13, w2):
-        packing.pack_weights(weight, in_place=True)
+        packing.rearrange(weight, weight)
 
 
 def weight_bits(w13_scale: torch.Tensor | None) -> WeightBits:
