@@ -23,6 +23,16 @@ struct Bf16Tile {
     other.c += m * ldc;
     return other;
   }
+
+  // The same for segments from s on; the panel stays.
+  Bf16Tile from_segment(int64_t s) const {
+    Bf16Tile other = *this;
+    other.a += s * kSegment;
+    other.segments -= s;
+    other.scale += s;
+    if (col_scale != nullptr) other.col_scale += s * kPanelCols;
+    return other;
+  }
 };
 
 // One row and group of columns of c, to which scaled sums are added; written back at the end.

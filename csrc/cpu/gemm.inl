@@ -164,16 +164,10 @@ struct GemmUnit {
     }
   }
 
-  // 16 columns of packed B. Columns past the end repeat the last ones; their sums are not stored.
-  const char* packed_panel(int64_t n, int64_t k) const {
-    const int64_t col = std::min(u.col_first + n, p.n - kPackedRows);
-    return element(p.b, g.weight, col, 0) + k * kPackedRows;
-  }
+  const char* codes(int64_t n, int64_t k) const { return packed_panel(p, u, n) + k * kPackedRows; }
 
-  int64_t packed_far(int64_t n, int64_t k, int64_t groups) const {
-    const bool last = n + groups * kPackedRows >= u.cols;
-    return mate::cpu::MATE_ISA::packed_far(packed_panel(n, 0), k, g.k, kPackedDepth, 1, groups,
-                                           last ? after : nullptr);
+  int64_t far(int64_t n, int64_t k, int64_t groups) const {
+    return packed_far(p, u, n, k, kPackedDepth, groups, after);
   }
 
   // The tallest tiles are best while all rows of A stay in the nearest cache.
@@ -182,11 +176,11 @@ struct GemmUnit {
   template <bool is_tiny, int groups>
   void stream_packed(int64_t n, int64_t lda) const {
     for (int64_t k = 0; k < g.k; k += kPackedDepth) {
-      const int64_t count = std::min(kPackedDepth, g.k - k), far = packed_far(n, k, groups);
+      const int64_t count = std::min(kPackedDepth, g.k - k), ahead = far(n, k, groups);
       const char* panels[groups];
-      for (int i = 0; i < groups; ++i) panels[i] = packed_panel(n + i * kPackedRows, k);
+      for (int i = 0; i < groups; ++i) panels[i] = codes(n + i * kPackedRows, k);
       row_blocks<kPackedTileRows>(packed_blocks(), [&](int64_t m, auto rows) {
-        packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, count, far, c + m * kLdc + n,
+        packed_tile<is_tiny, rows()>(a + m * lda + k, lda, panels, count, ahead, c + m * kLdc + n,
                                      kLdc);
       });
     }
@@ -218,7 +212,7 @@ struct GemmUnit {
       const int64_t count = std::min(kPackedDepth, g.k - k);
       pack_a(a, kLd, k, count);
       for (int64_t n = 0; n < u.cols; n += kPackedRows) {
-        decode_panel<is_tiny>(b, packed_panel(n, k), count, packed_far(n, k, 1));
+        decode_panel<is_tiny>(b, codes(n, k), count, far(n, k, 1));
         row_blocks<kPackedTileRows>(ceil_div(u.rows, kPackedTileRows), [&](int64_t m, auto rows) {
           panel_tile<rows()>(a + m * kLd, kLd, b, count, c + m * kLdc + n, kLdc);
         });

@@ -159,18 +159,12 @@ struct Bf16Unit {
   }
 
   // Where columns from n on are found, of which `groups` groups are read part by part in turn.
-  // Columns past the end repeat the last ones; their sums are not stored.
   template <DType type>
   void find(PackedSource<type>& source, int64_t n, int64_t k, int64_t groups) const {
     constexpr int64_t kNear = 2048;
-    const int64_t col = std::min(u.col_first + n, p.n - kPackedRows);
-    source.panel = element(p.b, g.weight, col, 0);
-    const bool last = n / kPanelLanes / groups == (u.cols - 1) / kPanelLanes / groups;
-    const int64_t in_turn = n / kPanelLanes % groups * g.k * kPanelLanes * size_of(type);
-    const char* next = last && after != nullptr ? after + in_turn : nullptr;
+    source.panel = packed_panel(p, u, n);
     // One group after the other is one stream.
-    source.far =
-        groups == 1 ? kNear : packed_far(source.panel, k, g.k, kPart, size_of(type), groups, next);
+    source.far = groups == 1 ? kNear : packed_far(p, u, n, k, kPart, groups, after);
     source.skip(k);
   }
 

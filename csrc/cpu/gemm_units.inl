@@ -23,8 +23,7 @@ inline void multiply_grouped(const GroupedGemm& p) {
     const int64_t floats = unit_floats(p, unit);
     auto* buffer = static_cast<float*>(scratch((floats + unit.rows * kLdc) * sizeof(float)));
     float* c = buffer + floats;
-    const bool last = i + 1 == schedule.size();
-    unit_sums(p, rows, unit, buffer, c, last ? nullptr : packed_start(p, schedule.at(i + 1)));
+    unit_sums(p, rows, unit, buffer, c, packed_start_after(p, schedule, i));
     for (int64_t m = 0; m < unit.rows; ++m) {
       finish_row(p, g, row_of(g, unit.row_first + m), unit.col_first, unit.cols, c + m * kLdc);
     }

@@ -52,8 +52,7 @@ class FusedLayer {
     leaving.adopt(inner_, inner_ld_);
     const Packing pack(entering_);
     auto gate_and_up = [&](int64_t i) {
-      const bool last = i + 1 == inner_units_.size();
-      put_inner(inner_units_.at(i), last ? nullptr : packed_start(p_.gate, inner_units_.at(i + 1)));
+      put_inner(inner_units_.at(i), packed_start_after(p_.gate, inner_units_, i));
     };
     auto down = [&](int64_t i) { put_out(leaving, i * out_cols_); };
     parallel_steps(down_.num_threads, items(pack.size(), pack),

@@ -52,14 +52,27 @@ inline const char* packed_start(const GroupedGemm& p, const Unit& u) {
   return p.b.packed ? element(p.b, u.group->weight, u.col_first, 0) : nullptr;
 }
 
-// Bytes from element k of packed panels, `groups` of them read side by side and `part` elements at
-// a time, to what is read next: the next part, or the next panels, which begin at `next` where they
-// do not follow.
-inline int64_t packed_far(const char* panel, int64_t k, int64_t depth, int64_t part, int64_t size,
-                          int64_t groups, const char* next) {
-  const int64_t step = kPackedRows * size;
+// The same of the unit after the i-th.
+inline const char* packed_start_after(const GroupedGemm& p, const Schedule& schedule, int64_t i) {
+  if (!p.b.packed || i + 1 == schedule.size()) return nullptr;
+  return packed_start(p, schedule.at(i + 1));
+}
+
+// The panel with column n of a unit. Columns past the end repeat the last ones; their sums are not
+// stored.
+inline const char* packed_panel(const GroupedGemm& p, const Unit& u, int64_t n) {
+  return element(p.b, u.group->weight, std::min(u.col_first + n, p.n - kPackedRows), 0);
+}
+
+// Bytes from element k of that panel to what is read next, where `groups` panels are read side by
+// side, `part` elements at a time: the next part, the next panels, or what begins at `after`.
+inline int64_t packed_far(const GroupedGemm& p, const Unit& u, int64_t n, int64_t k, int64_t part,
+                          int64_t groups, const char* after) {
+  const int64_t depth = u.group->k, step = kPackedRows * size_of(p.b.type);
   if (k + part < depth) return part * step;
-  return (next != nullptr ? next - panel : groups * depth * step) - k * step;
+  const int64_t panel = n / kPackedRows, last = (u.cols - 1) / kPackedRows;
+  if (after == nullptr || panel / groups < last / groups) return (groups * depth - k) * step;
+  return after - packed_panel(p, u, n) + (panel % groups * depth - k) * step;
 }
 
 inline bool scales_by_column(const GroupedGemm& p) {

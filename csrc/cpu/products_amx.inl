@@ -168,11 +168,8 @@ inline void multiply_codes(const Bf16Tile& t, int64_t rows, const Source (&sourc
     left.skip(k);
     uint32_t* to = panel + tiles.slot() * kSegment / 2 * kPanelLanes;
     write_panel<type>(to, left, std::min(kSegment, count - k), kSegment);
-    Bf16Tile step = t;
-    step.a += k;
+    Bf16Tile step = t.from_segment(s);
     step.b = to;
-    step.scale += s;
-    if (step.col_scale != nullptr) step.col_scale += s * kPanelCols;
     tiles.multiply_narrow(step, rows);
   }
 }

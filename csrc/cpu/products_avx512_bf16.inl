@@ -101,17 +101,13 @@ inline void multiply_codes(const Bf16Tile& t, int64_t rows, const Source (&sourc
   const int64_t blocks = ceil_div(rows, kMost);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = i * rows / blocks, last = (i + 1) * rows / blocks;
-    Bf16Tile part = t.from_row(first);
+    const Bf16Tile part = t.from_row(first);
     with_count<kMost>(last - first, [&](auto rows) {
       for (int64_t s = 0; s < streamed; s += kSegments) {
         stream_pairs<type, rows(), kSegments>(part, sources, s);
       }
       if (streamed == t.segments) return;
-      part.a += k;
-      part.scale += streamed;
-      if (part.col_scale != nullptr) part.col_scale += streamed * kPanelCols;
-      part.segments -= streamed;
-      dot_pairs<rows(), groups>(part);
+      dot_pairs<rows(), groups>(part.from_segment(streamed));
     });
   }
 }
