@@ -6,6 +6,7 @@ import pytest
 import torch
 from layer_oracle import dequantise, quantise, round_groups
 
+from mate_plugin.kernels import packing
 from mate_plugin.layers.linear import BlockLinear
 
 
@@ -56,8 +57,25 @@ def test_leading_dimensions_bias_and_strided_rows(activation):
     assert torch.equal(linear(flat), linear(flat.contiguous()))
 
 
-def test_compiles_without_a_break():
+@pytest.mark.parametrize("activation", ["bf16", "fp8"])
+def test_packed_weights_are_the_same_layer(activation):
+    linear, exact = layer(64, 136, activation)
+    rows = linear.weight.clone()
+    packed = BlockLinear(linear.weight, linear.scale, activation=activation, pack=True)
+    kept = torch.equal(linear.weight.view(torch.uint8), rows.view(torch.uint8))
+    assert kept != packing.wanted(rows.dtype)
+    x = torch.randn(3, 2, 136).to(torch.bfloat16)
+    seen = round_groups(x.view(6, 136)).view(3, 2, 136) if activation == "fp8" else x.double()
+    torch.testing.assert_close(packed(x).double(), seen @ exact.T, rtol=1e-2, atol=1e-2)
+    if not kept:
+        with pytest.raises(TypeError, match=r"x: expected torch\.bfloat16 beside packed weights"):
+            packed(x.half())
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_compiles_without_a_break(pack):
     linear, _ = layer(64, 136)
+    linear = BlockLinear(linear.weight, linear.scale, pack=pack)
     compiled = torch.compile(lambda x: linear(x * 2) + 1, fullgraph=True, dynamic=True)
     for tokens in (4, 7):
         x = torch.randn(tokens, 136).to(torch.bfloat16)

@@ -35,8 +35,9 @@ def test_case(forks, case, env):
 
 
 @pytest.mark.parametrize("wanted", ["1", "0"])
-def test_weights_are_packed_where_the_setting_says_so(forks, wanted):
-    run_case(forks, "packed", {"MATE_PLUGIN_PACK_WEIGHTS": wanted})
+@pytest.mark.parametrize("case", ["packed", "packed_linear"])
+def test_weights_are_packed_where_the_setting_says_so(forks, case, wanted):
+    run_case(forks, case, {"MATE_PLUGIN_PACK_WEIGHTS": wanted})
 
 
 def test_shards_of_experts_are_made_of_whole_blocks(forks):

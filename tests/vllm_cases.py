@@ -222,48 +222,83 @@ def shards() -> None:
             method(inner, 2)
 
 
-def linear() -> None:
-    from vllm.config import VllmConfig, set_current_vllm_config
+def linear_config(block=(128, 128), **changes):
     from vllm.model_executor.kernels.linear.scaled_mm import FP8ScaledMMLinearLayerConfig
     from vllm.model_executor.layers.quantization.utils.quant_utils import (
         GroupShape,
         create_fp8_quant_key,
     )
 
+    arguments = {
+        "weight_quant_key": create_fp8_quant_key(static=True, group_shape=GroupShape(*block)),
+        "activation_quant_key": create_fp8_quant_key(static=False, group_shape=GroupShape(1, 128)),
+        "input_dtype": torch.bfloat16,
+        "out_dtype": torch.bfloat16,
+        "weight_shape": (200, 136),
+    }
+    return FP8ScaledMMLinearLayerConfig(**arguments | changes)
+
+
+def linear_layer(weight, scale, dtype=torch.bfloat16):
+    """A bare layer with these weights, and our kernel for it."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+
     from mate_plugin.layers.vllm_linear import kernel_class
 
-    def config(block=(128, 128), **changes):
-        arguments = {
-            "weight_quant_key": create_fp8_quant_key(static=True, group_shape=GroupShape(*block)),
-            "activation_quant_key": create_fp8_quant_key(
-                static=False, group_shape=GroupShape(1, 128)
-            ),
-            "input_dtype": torch.bfloat16,
-            "out_dtype": torch.bfloat16,
-            "weight_shape": (200, 136),
-        }
-        return FP8ScaledMMLinearLayerConfig(**arguments | changes)
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.weight_scale_inv = torch.nn.Parameter(scale, requires_grad=False)
+    with set_current_vllm_config(VllmConfig()):
+        return layer, kernel_class()(linear_config(input_dtype=dtype, out_dtype=dtype))
+
+
+def linear() -> None:
+    from mate_plugin.layers.vllm_linear import kernel_class
 
     cls = kernel_class()
     assert cls.is_supported() == (True, None)
-    assert cls.can_implement(config()) == (True, None)
+    assert cls.can_implement(linear_config()) == (True, None)
     for wrong, word in (
-        (config(block=(64, 128)), "weight blocks"),
-        (config(out_dtype=torch.float32), "out_dtype"),
-        (config(input_dtype=torch.float32), "input_dtype"),
+        (linear_config(block=(64, 128)), "weight blocks"),
+        (linear_config(out_dtype=torch.float32), "out_dtype"),
+        (linear_config(input_dtype=torch.float32), "input_dtype"),
     ):
         supported, reason = cls.can_implement(wrong)
         assert not supported
         assert word in reason, reason
     stored, scale = quantise(torch.randn(200, 136))
-    layer = torch.nn.Module()
-    layer.weight = torch.nn.Parameter(stored, requires_grad=False)
-    layer.weight_scale_inv = torch.nn.Parameter(scale.t().contiguous().t(), requires_grad=False)
-    with set_current_vllm_config(VllmConfig()):
-        kernel = cls(config())
+    layer, kernel = linear_layer(stored, scale.t().contiguous().t())
     kernel.process_weights_after_loading(layer)
     assert layer.weight_scale_inv.is_contiguous()
     x, bias = torch.randn(2, 3, 136).to(torch.bfloat16), torch.randn(200).to(torch.bfloat16)
     out = kernel.apply_weights(layer, x, bias)
     expected = x.double() @ dequantise(stored, scale).T + bias.double()
     torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=0.1)
+
+
+def packed_linear() -> None:
+    """Packed where the kernels, the setting and the dtype want it; never what MLA reads itself."""
+    from mate_plugin.config import settings
+    from mate_plugin.kernels import packing
+
+    stored, scale = quantise(torch.randn(208, 136))
+    exact = dequantise(stored, scale)
+    wanted = settings().pack_weights and packing.wanted(stored.dtype)
+    for prefix, dtype in (
+        ("layers.0.o_proj", torch.bfloat16),
+        ("layers.0.o_proj", torch.float16),
+        ("layers.0.kv_b_proj", torch.bfloat16),
+    ):
+        packs = wanted and dtype == torch.bfloat16 and prefix.endswith("o_proj")
+        layer, kernel = linear_layer(stored.clone(), scale, dtype)
+        layer.prefix = prefix
+        kernel.process_weights_after_loading(layer)
+        kept = torch.equal(layer.weight.view(torch.uint8), stored.view(torch.uint8))
+        assert kept != packs, (prefix, dtype)
+        assert layer.weight.shape == stored.shape
+        # And where a process takes over what another one had made ready.
+        _, fresh = linear_layer(layer.weight, scale, dtype)
+        x = torch.randn(5, 136).to(dtype)
+        for one in (kernel, fresh):
+            out = one.apply_weights(layer, x)
+            torch.testing.assert_close(out.double(), x.double() @ exact.T, rtol=1e-2, atol=0.1)

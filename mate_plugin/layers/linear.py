@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mate_plugin import report
-from mate_plugin.kernels import gemm, quant
+from mate_plugin.kernels import gemm, packing, quant
 from mate_plugin.layers.plan import ACTIVATIONS, check_block, implementation, phrase
 
 
@@ -18,8 +18,11 @@ class BlockLinear:
         block: ``(n, k)``.
         activation: "auto" or "bf16" keep the activations, "fp8" rounds them per token and ``k``
             columns first.
+        pack: for activations in bfloat16, rearrange the memory of ``weight`` where the kernels are
+            faster so (:mod:`mate_plugin.kernels.packing`); it cannot be read as rows afterwards.
 
     Raises:
+        TypeError: activations in float16 beside packed weights.
         ValueError: an argument is wrong; the message names it.
         NotImplementedError: there are no kernels for the device.
     """
@@ -30,11 +33,14 @@ class BlockLinear:
         scale: torch.Tensor,
         block: tuple[int, int] = (128, 128),
         activation: str = "auto",
+        pack: bool = False,
     ) -> None:
         check_scale(weight, scale, block)
         self.activation = resolve_activation(activation)
+        if pack and packing.why_not(weight) is None:
+            weight = packing.rearrange(weight, weight)
         self.weight, self.scale = weight, scale
-        note_layer(weight, self.activation)
+        note_layer(self.weight, self.activation)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x[..., K]`` (bf16 or fp16) to ``[..., N]`` of the same dtype."""
@@ -82,12 +88,16 @@ def resolve_activation(activation: str) -> str:
 def note_layer(weight: torch.Tensor, activation: str) -> None:
     """Count a layer as built; NotImplementedError where its device has no kernels."""
     impl, reason = implementation("batched_gemm", weight.device)
-    report.layer_built("linear", shape_name(weight), f"{phrase(activation)}, {impl}: {reason}")
+    form = phrase(activation)
+    if weight.dim() > 2:
+        form = f"{form}, packed weights"
+    report.layer_built("linear", shape_name(weight), f"{form}, {impl}: {reason}")
 
 
 def shape_name(weight: torch.Tensor) -> str:
     """Name under which a layer's calls are counted: N x K."""
-    return f"{weight.shape[0]}x{weight.shape[1]}"
+    n, k = packing.as_rows(weight).shape
+    return f"{n}x{k}"
 
 
 def block_linear(
@@ -97,12 +107,14 @@ def block_linear(
     bias: torch.Tensor | None = None,
     activation: str = "bf16",
 ) -> torch.Tensor:
-    """:class:`BlockLinear` for callers that keep weight and scale themselves."""
+    """:class:`BlockLinear` for callers that keep weight, packed or not, and scale themselves."""
+    if weight.dim() > 2 and x.dtype == torch.float16:
+        raise TypeError("x: expected torch.bfloat16 beside packed weights, got torch.float16")
     run = torch.ops.mate_plugin.block_linear if torch.compiler.is_compiling() else _linear
     out = run(x.reshape(-1, x.shape[-1]), weight, scale, activation)
     if bias is not None:
         out = out + bias
-    return out.view(*x.shape[:-1], weight.shape[0])
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _linear(
@@ -120,6 +132,6 @@ _library.define("block_linear(Tensor x, Tensor weight, Tensor scale, str activat
 _library.impl("block_linear", _linear, "CPU")
 torch.library.register_fake(
     "mate_plugin::block_linear",
-    lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0]),
+    lambda x, weight, *_: x.new_empty(x.shape[0], packing.as_rows(weight).shape[0]),
     lib=_library,
 )

@@ -10,6 +10,7 @@ import functools
 import torch
 
 from mate_plugin.config import settings
+from mate_plugin.kernels import packing
 from mate_plugin.layers.linear import (
     block_linear,
     check_scale,
@@ -67,6 +68,7 @@ def kernel_class() -> type:
             super().__init__(config)
             self.activation = resolve_activation(settings().activation)
             self.block = tuple(config.weight_quant_key.scale.group_shape)
+            self.packed: bool | None = None
 
         @classmethod
         def is_supported(cls, compute_capability=None):
@@ -89,7 +91,6 @@ def kernel_class() -> type:
             return True, None
 
         def process_weights_after_loading(self, layer) -> None:
-            # The checkpoint's layout stays: MLA reads kv_b_proj's weight itself.
             params = self._get_layer_params(layer)
             scale = params.block_scale
             if scale.dtype != torch.float32 or not scale.is_contiguous():
@@ -98,11 +99,29 @@ def kernel_class() -> type:
                 )
                 scale = getattr(layer, params.block_scale_attr)
             check_scale(params.weight, scale, self.block)
-            note_layer(params.weight, self.activation)
+            weight = params.weight
+            self.packed = self.packs(layer, weight)
+            if self.packed:
+                weight = packing.rearrange(weight, weight)
+            note_layer(weight, self.activation)
+
+        def packs(self, layer, weight) -> bool:
+            if not settings().pack_weights or self.config.input_dtype != torch.bfloat16:
+                return False
+            # MLA reads the rows of kv_b_proj itself.
+            if getattr(layer, "prefix", "").endswith("kv_b_proj"):
+                return False
+            return packing.why_not(weight) is None
 
         def apply_weights(self, layer, x, bias=None, **kwargs):
             params = self._get_layer_params(layer)
-            out = block_linear(x, params.weight, params.block_scale, bias, self.activation)
+            weight = params.weight
+            if self.packed is None:
+                # vLLM took the weights over from a process that had them ready.
+                self.packed = self.packs(layer, weight)
+            if self.packed:
+                weight = packing.packed_view(weight)
+            out = block_linear(x, weight, params.block_scale, bias, self.activation)
             return out.to(self.config.out_dtype)
 
         def apply_block_scaled_mm(self, A, B, As, Bs):

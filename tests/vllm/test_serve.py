@@ -161,9 +161,15 @@ def test_every_fp8_call_was_ours(serve, twins, family, mode):
     kernels = {one["op"]: one["calls"] for one in worker["counters"]}
     assert kernels["fused_experts"] == moe
     assert kernels["batched_gemm"] == linear
-    layers = sum(one["built"] for (kind, _), one in counts.items() if kind == "moe")
-    packed = 2 * layers if packing.wanted(torch.float8_e4m3fn) else 0
-    assert kernels.get("pack_weights", 0) == packed
+    built = {
+        kind: sum(one["built"] for key, one in counts.items() if key[0] == kind)
+        for kind in ("moe", "linear")
+    }
+    # MLA reads the rows of kv_b_proj.
+    kept = counts[key]["built"] if (key := ("linear", kv_b_shape(config))) in counts else 0
+    packed = 2 * built["moe"] + built["linear"] - kept
+    wanted = packing.wanted(torch.float8_e4m3fn)
+    assert kernels.get("pack_weights", 0) == (packed if wanted else 0)
     rounded = moe if mode == "fp8 activations" else 0
     assert kernels.get("group_quant_fp8", 0) == rounded + bool(rounded) * linear
 
