@@ -1,0 +1,115 @@
+// Entry points of the pieces around the GEMMs of a layer on a GPU. Arguments were checked in Python
+// (mate_plugin/kernels/quant.py, moe.py).
+#include "api/operands.h"
+#include "gpu/entry.h"
+#include "gpu/moe.h"
+#include "gpu/quant.h"
+
+namespace mate::gpu {
+namespace {
+
+using api::matrix;
+
+SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
+  return {matrix(x, tag), api::swiglu_limit(limit), rounded};
+}
+
+void silu_and_mul_entry(TensorView x, TensorView out, double limit, int64_t tag, int64_t num_mp,
+                        int64_t stream) {
+  MATE_COUNT_CALL("silu_and_mul");
+  const Call call(out, num_mp, stream);
+  silu_and_mul({swiglu(x, tag, limit, false), matrix(out, tag), out.size(0), out.size(1), 0},
+               call.launch());
+}
+
+void quantise_rows(Quantise p, const TensorView& q, const TensorView& scale, int64_t group,
+                   bool ue8m0, int64_t q_tag, int64_t num_mp, int64_t stream) {
+  const Call call(q, num_mp, stream);
+  p.q = matrix(q, q_tag);
+  p.scale = data<float>(scale);
+  p.scale_row_stride = scale.stride(0);
+  p.scale_col_stride = scale.stride(1);
+  p.power_of_two = ue8m0;
+  p.rows = q.size(0);
+  p.cols = q.size(1);
+  p.group = group;
+  quantise(p, call.launch());
+}
+
+void group_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_t group, bool ue8m0,
+                     int64_t tag, int64_t q_tag, int64_t num_mp, int64_t stream) {
+  MATE_COUNT_CALL("group_quant_fp8");
+  Quantise p{};
+  p.in.x = matrix(x, tag);
+  quantise_rows(p, q, scale, group, ue8m0, q_tag, num_mp, stream);
+}
+
+void silu_and_mul_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_t group, bool ue8m0,
+                            double limit, bool rounded, int64_t tag, int64_t q_tag, int64_t num_mp,
+                            int64_t stream) {
+  MATE_COUNT_CALL("silu_and_mul_quant_fp8");
+  Quantise p{};
+  p.in = swiglu(x, tag, limit, rounded);
+  p.gated = true;
+  quantise_rows(p, q, scale, group, ue8m0, q_tag, num_mp, stream);
+}
+
+// Where a CPU refuses an expert with more rows than `capacity`, its last ones are left out here and
+// its count is cut: the host cannot know.
+void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView row_of, TensorView counts,
+               TensorView ends, TensorView expert_of_row, int64_t alignment, int64_t capacity,
+               int64_t num_mp, int64_t stream) {
+  MATE_COUNT_CALL("moe_route");
+  const Call call(row_of, num_mp, stream);
+  Route p{};
+  p.ids = data<const void>(topk_ids);
+  p.is_64_bit = topk_ids.dtype().bits == 64;
+  p.row_stride = topk_ids.stride(0);
+  p.col_stride = topk_ids.stride(1);
+  p.num_tokens = topk_ids.size(0);
+  p.topk = topk_ids.size(1);
+  if (expert_map.has_value()) {
+    p.expert_map = data<const int32_t>(expert_map);
+    p.map_stride = (*expert_map).stride(0);
+    p.num_global = (*expert_map).size(0);
+  }
+  p.row_of = data<int32_t>(row_of);
+  p.counts = data<int32_t>(counts);
+  p.ends = data<int32_t>(ends);
+  p.expert_of_row = data<int32_t>(expert_of_row);
+  p.num_rows = row_of.size(0);
+  p.num_experts = counts.size(0);
+  p.alignment = alignment;
+  p.capacity = capacity;
+  route(p, call.launch());
+}
+
+void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor weights, TensorView rows,
+                 int64_t topk, int64_t tag, int64_t weights_tag, int64_t num_mp, int64_t stream) {
+  MATE_COUNT_CALL("moe_permute");
+  const Call call(rows, num_mp, stream);
+  permute({matrix(hidden, tag), matrix(rows, tag), data<const int32_t>(slot_of), slot_of.stride(0),
+           api::slot_weights(weights, weights_tag), rows.size(0), hidden.size(0) * topk, topk,
+           rows.size(1), 0},
+          call.launch());
+}
+
+void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor weights, TensorView out,
+                   int64_t topk, int64_t tag, int64_t out_tag, int64_t weights_tag, int64_t num_mp,
+                   int64_t stream) {
+  MATE_COUNT_CALL("moe_unpermute");
+  const Call call(out, num_mp, stream);
+  unpermute({matrix(rows, tag), matrix(out, out_tag), nullptr,
+             api::slot_weights(weights, weights_tag), out.size(0), topk, out.size(1), 0},
+            {data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0)}, call.launch());
+}
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul_entry);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(group_quant_fp8, group_quant_fp8);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul_quant_fp8, silu_and_mul_quant_fp8);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_route, moe_route);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_permute, moe_permute);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(moe_unpermute, moe_unpermute);
+
+}  // namespace
+}  // namespace mate::gpu

@@ -1,0 +1,49 @@
+#include "gpu/launch.h"
+
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+namespace mate::gpu {
+namespace {
+
+struct Properties {
+  int major = 0, minor = 0, num_sms = 0;
+};
+
+const Properties& properties(int device) {
+  static std::mutex mutex;
+  static std::vector<Properties> known(64);
+  std::lock_guard<std::mutex> lock(mutex);
+  Properties& p = known.at(device);
+  if (p.num_sms == 0) {
+    check(cudaDeviceGetAttribute(&p.major, cudaDevAttrComputeCapabilityMajor, device), "device");
+    check(cudaDeviceGetAttribute(&p.minor, cudaDevAttrComputeCapabilityMinor, device), "device");
+    check(cudaDeviceGetAttribute(&p.num_sms, cudaDevAttrMultiProcessorCount, device), "device");
+  }
+  return p;
+}
+
+}  // namespace
+
+Impl wanted_impl() {
+  static const Impl impl = [] {
+    const char* text = std::getenv("MATE_PLUGIN_IMPL");
+    const std::string name = text == nullptr || *text == 0 ? "auto" : text;
+    if (name == "auto") return Impl::kAuto;
+    if (name == "portable") return Impl::kPortable;
+    if (name == "sm90a") return Impl::kSm90a;
+    throw std::invalid_argument("MATE_PLUGIN_IMPL: expected auto, portable or sm90a, got '" + name +
+                                "'");
+  }();
+  return impl;
+}
+
+bool is_hopper(int device) {
+  const Properties& p = properties(device);
+  return p.major == 9 && p.minor == 0;
+}
+
+int num_sms(int device) { return properties(device).num_sms; }
+
+}  // namespace mate::gpu

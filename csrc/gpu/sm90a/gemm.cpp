@@ -1,0 +1,184 @@
+#include "gpu/gemm.h"
+
+#include "gpu/sm90a/gemm_args.h"
+
+namespace mate::gpu {
+namespace {
+
+using sm90a::is_aligned;
+
+bool is_fp8(DType type) { return type <= DType::kE5M2; }
+
+// Blocks of 128 of k or one for all of it.
+bool has_block_scales(const Gemm& p) {
+  return (p.a_scale.data != nullptr && p.a_scale.k_block < p.k) ||
+         (p.b_scale.data != nullptr && p.b_scale.k_block < p.k);
+}
+
+}  // namespace
+
+const char* sm90a_gemm_unfit(const Gemm& p) {
+  const DType a = p.a.type, b = p.b.type;
+  if (!(is_fp8(a) && is_fp8(b)) && !(a == b && (a == DType::kBF16 || a == DType::kF16))) {
+    return "operands are neither both FP8 nor of one 16-bit type";
+  }
+  if (p.rows.mode == RowMode::kRaggedK) return "the product runs over rows of both operands";
+  if (p.n == 0 || p.k == 0 || p.rows.rows == 0 || p.rows.num_groups == 0)
+    return "nothing to multiply";
+  if (p.rows.mode == RowMode::kPerToken && p.rows.alignment % 64 != 0) {
+    return "rows of experts may come in any order (alignment_m below 64)";
+  }
+  if (p.rows.num_groups > 512 && p.rows.mode != RowMode::kBatched) {
+    return "there are more than 512 experts";
+  }
+  if (p.rows.rows >= int64_t{1} << 30 || p.n >= int64_t{1} << 30 || p.k >= int64_t{1} << 30) {
+    return "a size is 2^30 or more";
+  }
+  if (p.a.k_stride != 1 || p.b.k_stride != 1 || p.b.packed) return "an operand is not K-major";
+  if (!is_aligned(sm90a::a_box(p, 1, 1)) || !is_aligned(sm90a::b_box(p, 1, 1))) {
+    return "an address or a row of an operand is not a multiple of 16 bytes";
+  }
+  if (!is_fp8(a) && (p.a_scale.data != nullptr || p.b_scale.data != nullptr)) {
+    return "16-bit operands come with scales";
+  }
+  if (has_block_scales(p)) {
+    if ((p.a_scale.data != nullptr && p.a_scale.k_block != 128) ||
+        (p.b_scale.data != nullptr && p.b_scale.k_block != 128)) {
+      return "scales are not by 128 of k";
+    }
+    if (p.b_scale.data != nullptr && p.b_scale.row_block % 128 != 0 && p.b_scale.row_block < p.n) {
+      return "B has scales by row and block of k";
+    }
+  } else if (p.b_scale.data != nullptr && p.b_scale.row_block > 1 &&
+             p.b_scale.row_block % 128 != 0 && p.b_scale.row_block < p.n) {
+    return "scales of B are not by 128 rows";
+  }
+  const Output& out = p.out;
+  if (out.accumulate || out.c.data != nullptr || out.divisor != nullptr || out.scale != nullptr) {
+    return "the output is more than the product";
+  }
+  if (is_fp8(out.type)) return "the output is FP8";
+  return nullptr;
+}
+
+void sm90a_gemm(const Gemm& p, const Launch& launch) {
+  if (!is_fp8(p.a.type)) return sm90a::gemm_16bit(p, launch);
+  if (p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3) return sm90a::gemm_e4m3(p, launch);
+  sm90a::gemm_mixed_fp8(p, launch);
+}
+
+SignalUnits sm90a_signal_units(const Gemm& p) {
+  if (is_fp8(p.a.type) && !(p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3))
+    return {128, 128};
+  switch (sm90a::tile_height(p)) {
+    case sm90a::Height::kSmall:
+      return {64, 256};
+    case sm90a::Height::kMedium:
+      return {128, 128};
+    default:
+      return {256, 128};
+  }
+}
+
+namespace sm90a {
+
+TensorBox a_box(const Gemm& p, int x, int rows) {
+  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
+  const int64_t size = size_of(p.a.type);
+  return {p.a.data,
+          p.a.type,
+          p.k,
+          p.rows.rows,
+          batched ? p.rows.num_groups : 1,
+          p.a.row_stride * size,
+          p.a.group_stride * size,
+          x,
+          rows};
+}
+
+TensorBox b_box(const Gemm& p, int x, int rows) {
+  const int64_t size = size_of(p.b.type);
+  return {p.b.data,
+          p.b.type,
+          p.k,
+          p.n,
+          p.rows.num_groups,
+          p.b.row_stride * size,
+          p.b.group_stride * size,
+          x,
+          rows};
+}
+
+TensorBox out_box(const Gemm& p, int x, int rows) {
+  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
+  const int64_t size = size_of(p.out.type);
+  return {p.out.data,
+          p.out.type,
+          p.n,
+          p.rows.rows,
+          batched ? p.rows.num_groups : 1,
+          p.out.row_stride * size,
+          p.out.group_stride * size,
+          x,
+          rows};
+}
+
+ScaleCopy scale_copy(const Gemm& p) {
+  const Scales &a = p.a_scale, &b = p.b_scale;
+  if (a.data == nullptr || b.data == nullptr || b.row_block != 128 || b.k_stride != 1 ||
+      !is_aligned(b_scale_box(p, 1, 1))) {
+    return ScaleCopy::kWords;
+  }
+  if (a.k_stride == 1 && is_aligned(a_scale_box(p, 1, 1, true))) return ScaleCopy::kBoxesAlongK;
+  // Boxes start at multiples of 16 bytes.
+  const bool aligned_rows = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked ||
+                            (p.rows.mode != RowMode::kPerExpert && p.rows.alignment % 4 == 0);
+  if (a.row_stride == 1 && aligned_rows && is_aligned(a_scale_box(p, 1, 1, false))) {
+    return ScaleCopy::kBoxesAlongRows;
+  }
+  return ScaleCopy::kWords;
+}
+
+TensorBox a_scale_box(const Gemm& p, int x, int y, bool along_k) {
+  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
+  const int64_t blocks = ceil_div(p.k, 128), groups = batched ? p.rows.num_groups : 1;
+  const int64_t rows = p.rows.rows, plane = p.a_scale.group_stride * 4;
+  const float* data = p.a_scale.data;
+  if (along_k) {
+    return {data, DType::kF32, blocks, rows, groups, p.a_scale.row_stride * 4, plane, x, y, false};
+  }
+  return {data, DType::kF32, rows, blocks, groups, p.a_scale.k_stride * 4, plane, x, y, false};
+}
+
+TensorBox b_scale_box(const Gemm& p, int x, int y) {
+  return {p.b_scale.data,
+          DType::kF32,
+          ceil_div(p.k, 128),
+          ceil_div(p.n, 128),
+          p.rows.num_groups,
+          p.b_scale.row_stride * 4,
+          p.b_scale.group_stride * 4,
+          x,
+          y,
+          false};
+}
+
+ScaleMode scale_mode(const Gemm& p) {
+  if (!is_fp8(p.a.type)) return ScaleMode::kNone;
+  return has_block_scales(p) ? ScaleMode::kBlocks : ScaleMode::kEnd;
+}
+
+Height tile_height(const Gemm& p) {
+  // What a group has on average; the host does not know more.
+  int64_t rows = p.rows.rows;
+  if (p.rows.mode != RowMode::kBatched && p.rows.mode != RowMode::kMasked) {
+    rows /= p.rows.num_groups;
+  }
+  if (rows <= 64) return Height::kSmall;
+  if (rows <= 128) return Height::kMedium;
+  // Pairs of blocks that share rows of A pay where all tiles are full.
+  return p.rows.mode == RowMode::kBatched ? Height::kPairs : Height::kLarge;
+}
+
+}  // namespace sm90a
+}  // namespace mate::gpu

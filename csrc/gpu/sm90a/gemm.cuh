@@ -1,0 +1,55 @@
+// The grouped product on Hopper: one warp copies tiles of A and B to shared memory, another one
+// their scales, two warpgroups multiply.
+#pragma once
+
+#include "gpu/sm90a/gemm_copy.cuh"
+#include "gpu/sm90a/gemm_multiply.cuh"
+
+namespace mate::gpu::sm90a {
+
+template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
+__global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant__ GemmArgs p) {
+  constexpr int kCluster = Shape::kCluster;
+  extern __shared__ __align__(1024) char memory[];
+  const GemmShared<Shape> shared{memory};
+  const GroupTable table(shared.table(), p.rows);
+  if (threadIdx.x == kWarpgroups * 128) {
+    prefetch_map(&p.a);
+    prefetch_map(&p.b);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      init_barrier(shared.full(i), 1);
+      init_barrier(shared.empty(i), kWarpgroups * 4 * kCluster);
+    }
+    for (int i = 0; i < kScaleSlots; ++i) {
+      init_barrier(shared.scales_full(i), p.scale_copy == ScaleCopy::kWords ? 32 : 1);
+      init_barrier(shared.scales_empty(i), kWarpgroups * 4);
+    }
+    fence_barrier_init();
+  }
+  fill_table(table, p.rows, Shape::kRows);
+  if constexpr (kCluster > 1) {
+    sync_cluster();
+  } else {
+    __syncthreads();
+  }
+
+  const int rank = kCluster > 1 ? block_in_cluster() : 0;
+  const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
+  const TileWalk walk(table, p.rows, Shape::kRows, p.n_tiles);
+  if (threadIdx.x >= kWarpgroups * 128) {
+    fewer_registers<kProducerRegisters>();
+    const int warp = threadIdx.x / 32 - kWarpgroups * 4;
+    if (threadIdx.x == kWarpgroups * 128) copy_tiles<mode>(p, shared, walk, first, step, rank);
+    if (mode == ScaleMode::kBlocks && p.scale_copy == ScaleCopy::kWords && warp == 1) {
+      copy_scale_words(p, shared, walk, first, step, rank);
+    }
+    __syncwarp();
+  } else {
+    more_registers<kConsumerRegisters>();
+    multiply_tiles<Shape, a_type, b_type, mode>(p, shared, walk, first, step, rank);
+  }
+  // No block may leave while another one still signals to it.
+  if constexpr (kCluster > 1) sync_cluster();
+}
+
+}  // namespace mate::gpu::sm90a

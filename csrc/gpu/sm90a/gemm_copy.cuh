@@ -1,0 +1,110 @@
+// What brings tiles and their scales to shared memory.
+#pragma once
+
+#include "gpu/sm90a/gemm_args.h"
+#include "gpu/sm90a/gemm_shape.cuh"
+#include "gpu/sm90a/gemm_tiles.cuh"
+
+namespace mate::gpu::sm90a {
+
+// Stands for scales that are not there, with strides of 0.
+__device__ const float kOne = 1.0f;
+
+template <typename Shape>
+__device__ __forceinline__ void copy_scale_boxes(const GemmArgs& p, const GemmShared<Shape>& shared,
+                                                 int slot, uint32_t phase, int row, int z, int col,
+                                                 int group, int k) {
+  Barrier* full = shared.scales_full(slot);
+  char* to = shared.scales(slot);
+  wait(shared.scales_empty(slot), phase ^ 1);
+  arrive_expecting(full, Shape::kRowScaleBytes + Shape::kColScaleBytes);
+  const bool along_k = p.scale_copy == ScaleCopy::kBoxesAlongK;
+  load_box(to, &p.a_scales, full, along_k ? k : row, along_k ? row : k, z, kEvictNormal);
+  load_box(to + Shape::kRowScaleBytes, &p.b_scales, full, k, col / kScaleCols, group, kEvictNormal);
+}
+
+template <ScaleMode mode, typename Shape>
+__device__ void copy_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
+                           int first_tile, int tile_step, int rank) {
+  constexpr int kCluster = Shape::kCluster;
+  Ring<Shape::kStages> ring;
+  Ring<kScaleSlots> slots;
+  const int k_step = kStepBytes / static_cast<int>(p.k_size);
+  for (int tile = first_tile; walk.find(tile); tile += tile_step) {
+    const int n_first = (walk.n_tile * kCluster + rank) * Shape::kCols;
+    const int z = walk.is_batched() ? walk.group : 0;
+    const int boxes = kCluster > 1 ? 1
+                                   : min(Shape::kRows / p.a_box_rows,
+                                         (walk.rows + p.a_box_rows - 1) / p.a_box_rows);
+    const int a_bytes = kCluster > 1 ? Shape::kABytes : boxes * p.a_box_rows * kStepBytes;
+    for (int k = 0; k < p.k_blocks; ++k, ring.next()) {
+      Barrier* full = shared.full(ring.stage);
+      wait(shared.empty(ring.stage), ring.phase ^ 1);
+      if (mode == ScaleMode::kBlocks && p.scale_copy != ScaleCopy::kWords && k % kScaleSteps == 0) {
+        copy_scale_boxes(p, shared, slots.stage, slots.phase, walk.row_first, z, n_first,
+                         walk.group, k);
+        slots.next();
+      }
+      arrive_expecting(full, a_bytes + Shape::kBBytes);
+      char* a = shared.a(ring.stage);
+      if constexpr (kCluster > 1) {
+        const int part = rank * p.a_box_rows;
+        load_box_to((1 << kCluster) - 1, a + part * kStepBytes, &p.a, full, k * k_step,
+                    walk.row_first + part, z, kEvictNormal);
+      } else {
+        for (int i = 0; i < boxes; ++i) {
+          load_box(a + i * p.a_box_rows * kStepBytes, &p.a, full, k * k_step,
+                   walk.row_first + i * p.a_box_rows, z, kEvictNormal);
+        }
+      }
+      load_box(shared.b(ring.stage), &p.b, full, k * k_step, n_first, walk.group, kEvictNormal);
+    }
+  }
+}
+
+// One warp, by words, scales of four steps at a time, without waiting for them.
+template <typename Shape>
+__device__ void copy_scale_words(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
+                                 int first_tile, int tile_step, int rank) {
+  const int lane = threadIdx.x % 32;
+  const Scales &a = p.a_scale, &b = p.b_scale;
+  Ring<kScaleSlots> ring;
+  for (int tile = first_tile; walk.find(tile); tile += tile_step) {
+    const int n_first = (walk.n_tile * Shape::kCluster + rank) * Shape::kCols;
+    const int col = n_first / kScaleCols * kScaleCols + lane * kScaleCols;
+    const float *of_rows = &kOne, *of_cols = &kOne;
+    if (a.data != nullptr) {
+      of_rows = a.data + (walk.is_batched() ? walk.group : 0) * a.group_stride +
+                (walk.row_first + lane) * a.row_stride;
+    }
+    if (b.data != nullptr) {
+      of_cols =
+          b.data + walk.group * b.group_stride + min(col, p.n - 1) / b.row_block * b.row_stride;
+    }
+    const int rows = min(walk.rows, Shape::kRows);
+    for (int k = 0; k < p.k_blocks; k += kScaleSteps, ring.next()) {
+      const int steps = min(kScaleSteps, p.k_blocks - k);
+      uint32_t to = shared_address(shared.scales(ring.stage)) + lane * kScaleSteps * 4;
+      wait(shared.scales_empty(ring.stage), ring.phase ^ 1);
+      if (lane < Shape::kColBlocks) {
+#pragma unroll 1
+        for (int i = 0; i < steps; ++i) {
+          copy_async<4>(to + Shape::kRowScaleBytes + i * 4, of_cols + i * b.k_stride);
+        }
+      }
+      const float* from = of_rows;
+#pragma unroll 1
+      for (int row = lane; row < rows; row += 32) {
+#pragma unroll 1
+        for (int i = 0; i < steps; ++i) copy_async<4>(to + i * 4, from + i * a.k_stride);
+        to += 32 * kScaleSteps * 4;
+        from += 32 * a.row_stride;
+      }
+      arrive_after_copies(shared.scales_full(ring.stage));
+      of_rows += kScaleSteps * a.k_stride;
+      of_cols += kScaleSteps * b.k_stride;
+    }
+  }
+}
+
+}  // namespace mate::gpu::sm90a

@@ -1,0 +1,82 @@
+// Tiles of the Hopper GEMMs and where they lie in shared memory.
+#pragma once
+
+#include "gpu/sm90a/gemm_epilogue.cuh"
+#include "gpu/sm90a/ptx.cuh"
+
+namespace mate::gpu::sm90a {
+
+constexpr int kStepBytes = 128;  // of a row of A or B along k, in one step
+constexpr int kWarpgroups = 2;
+constexpr int kThreads = (kWarpgroups + 1) * 128;
+// Scales travel by themselves, of so many steps at a time.
+constexpr int kScaleSteps = 4, kScaleSlots = 3;
+constexpr int kScaleCols = 128;  // that share one
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+
+// halves: blocks of 64 rows of a warpgroup. Warpgroups share the columns of a tile, or its rows
+// where side_by_side. cluster: blocks that share the rows of A.
+template <int halves, int wg_cols, bool side_by_side, int cluster, int stages>
+struct GemmShape {
+  static constexpr int kWgCols = wg_cols;
+  static constexpr int kHalves = halves, kCluster = cluster, kStages = stages;
+  static constexpr bool kSideBySide = side_by_side;
+  static constexpr int kRows = 64 * halves * (side_by_side ? 1 : kWarpgroups);
+  static constexpr int kCols = kWgCols * (side_by_side ? kWarpgroups : 1);
+  static constexpr int kABytes = kRows * kStepBytes, kBBytes = kCols * kStepBytes;
+  static constexpr int kStageBytes = kABytes + kBBytes;
+  static constexpr int kWarpOutBytes = halves * (wg_cols / 64) * WarpStage::kBytes;
+  static constexpr int kOutBytes = kWarpgroups * 4 * kWarpOutBytes;
+  // Blocks of columns that a tile meets, and runs of columns of a warpgroup in one block: tiles of
+  // 192 columns cut blocks in half.
+  static constexpr int kColBlocks = (kCols + kScaleCols - 1) / kScaleCols;
+  static constexpr int kWgColScales =
+      wg_cols % kScaleCols == 0 ? wg_cols / kScaleCols : wg_cols / 64;
+  static constexpr int kRowScaleBytes = kRows * kScaleSteps * 4;
+  static constexpr int kColScaleBytes = kColBlocks * kScaleSteps * 4;
+  static constexpr int kSlotBytes = kRowScaleBytes + 128;
+  static_assert(kColScaleBytes <= 128);
+  static constexpr int kBarrierBytes =
+      2 * (stages + kScaleSlots) * static_cast<int>(sizeof(Barrier));
+  static constexpr int kBytes =
+      stages * kStageBytes + kOutBytes + kScaleSlots * kSlotBytes + kBarrierBytes;
+};
+
+template <typename Shape>
+struct GemmShared {
+  char* base;
+
+  __device__ char* a(int stage) const { return base + stage * Shape::kStageBytes; }
+  __device__ char* b(int stage) const { return a(stage) + Shape::kABytes; }
+  __device__ char* out(int warp) const {
+    return base + Shape::kStages * Shape::kStageBytes + warp * Shape::kWarpOutBytes;
+  }
+  // Scales of A [row, kScaleSteps] (kBoxesAlongRows: [kScaleSteps, row]), then of B [block of
+  // columns, kScaleSteps].
+  __device__ char* scales(int slot) const {
+    return out(kWarpgroups * 4) + slot * Shape::kSlotBytes;
+  }
+  __device__ Barrier* full(int stage) const {
+    return reinterpret_cast<Barrier*>(scales(kScaleSlots)) + stage;
+  }
+  __device__ Barrier* empty(int stage) const { return full(Shape::kStages) + stage; }
+  __device__ Barrier* scales_full(int slot) const { return empty(Shape::kStages) + slot; }
+  __device__ Barrier* scales_empty(int slot) const { return scales_full(kScaleSlots) + slot; }
+  __device__ void* table() const { return scales_empty(kScaleSlots); }
+};
+
+// Position in the ring of stages.
+template <int stages>
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+
+  __device__ void next() {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+}  // namespace mate::gpu::sm90a

@@ -1,0 +1,172 @@
+// Which tile of which group a block works on, found on the device from Rows.
+#pragma once
+
+#include "gpu/gemm.h"
+
+namespace mate::gpu::sm90a {
+
+// Rows of each group and its first tile, in shared memory. Not used by kBatched.
+struct GroupTable {
+  int* first;  // [num_groups] first row
+  int* count;  // [num_groups]
+  int* tile;   // [num_groups + 1] row tiles before a group
+
+  static int bytes(const Rows& rows) {
+    return rows.mode == RowMode::kBatched ? 0 : static_cast<int>(3 * rows.num_groups + 1) * 4;
+  }
+
+  __device__ GroupTable(void* memory, const Rows& rows)
+      : first(static_cast<int*>(memory)),
+        count(first + rows.num_groups),
+        tile(count + rows.num_groups) {}
+};
+
+__device__ inline int clamp_rows(int64_t value, int64_t rows) {
+  return static_cast<int>(value < 0 ? 0 : value > rows ? rows : value);
+}
+
+// Rows of an expert follow one another and start at a multiple of the alignment.
+__device__ inline void find_runs(const GroupTable& table, const Rows& rows) {
+  const int groups = static_cast<int>(rows.num_groups);
+  auto group_at = [&](int64_t row) -> int {
+    if (row < 0 || row >= rows.rows) return -1;
+    const int group = rows.info[row * rows.info_stride];
+    return group < groups ? group : -1;
+  };
+  for (int g = threadIdx.x; g < groups; g += blockDim.x) table.first[g] = table.count[g] = 0;
+  __syncthreads();
+  const int64_t blocks = (rows.rows + rows.alignment - 1) / rows.alignment;
+  for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x) {
+    const int64_t row = i * rows.alignment;
+    const int group = group_at(row);
+    if (group < 0) continue;
+    if (group != group_at(row - rows.alignment)) table.first[group] = static_cast<int>(row);
+    // For now the start of the last block.
+    if (group != group_at(row + rows.alignment)) table.count[group] = static_cast<int>(row) + 1;
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  for (int g = threadIdx.x / 32; g < groups; g += blockDim.x / 32) {
+    if (table.count[g] == 0) continue;
+    const int64_t last = table.count[g] - 1;
+    int inside = 0;
+    for (int64_t i = lane; i < rows.alignment; i += 32) inside += group_at(last + i) == g;
+    inside = __reduce_add_sync(~0u, inside);
+    __syncwarp();
+    if (lane == 0) table.count[g] = max(0, static_cast<int>(last) + inside - table.first[g]);
+  }
+}
+
+// All threads of the block; tile_rows is the height of a tile.
+__device__ inline void fill_table(const GroupTable& table, const Rows& rows, int tile_rows) {
+  const int groups = static_cast<int>(rows.num_groups);
+  if (rows.mode == RowMode::kBatched) return;
+  if (rows.mode == RowMode::kPerToken) {
+    find_runs(table, rows);
+  } else {
+    for (int g = threadIdx.x; g < groups; g += blockDim.x) {
+      table.count[g] = clamp_rows(rows.info[g * rows.info_stride], rows.rows);
+      table.first[g] = 0;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
+  int end = 0, tiles = 0;  // of all groups so far
+  for (int base = 0; base < groups; base += 32) {
+    const int g = base + lane;
+    int value = g < groups ? table.count[g] : 0, first = 0;
+    if (rows.mode == RowMode::kPsum) {
+      // Ends that fall count as the largest so far.
+      int most = g < groups ? value : 0;
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(~0u, most, step);
+        if (lane >= step) most = max(most, other);
+      }
+      most = max(most, end);
+      int before = __shfl_up_sync(~0u, most, 1);
+      if (lane == 0) before = end;
+      const int align = static_cast<int>(rows.alignment);
+      first = (before + align - 1) / align * align;
+      value = max(0, most - first);
+      end = __shfl_sync(~0u, most, 31);
+    } else if (rows.mode == RowMode::kPerExpert) {
+      int64_t sum = value;
+      for (int step = 1; step < 32; step *= 2) {
+        const int64_t other = __shfl_up_sync(~0u, sum, step);
+        if (lane >= step) sum += other;
+      }
+      const int64_t last = end + sum, before = last - value;
+      first = clamp_rows(before, rows.rows);
+      value = clamp_rows(last, rows.rows) - first;
+      end = clamp_rows(__shfl_sync(~0u, last, 31), rows.rows);
+    } else if (g < groups) {
+      first = table.first[g];
+    }
+    int own = (value + tile_rows - 1) / tile_rows, sum = own;
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(~0u, sum, step);
+      if (lane >= step) sum += other;
+    }
+    if (g < groups) {
+      table.first[g] = first;
+      table.count[g] = value;
+      table.tile[g] = tiles + sum - own;
+    }
+    tiles += __shfl_sync(~0u, sum, 31);
+  }
+  if (lane == 0) table.tile[groups] = tiles;
+}
+
+// Goes through tiles of a cluster in ascending order. Bands of rows keep what blocks read at a time
+// in the second-level cache.
+class TileWalk {
+ public:
+  static constexpr int kBand = 8;
+
+  int group = 0;
+  int row_first, rows;  // of the tile's group from the tile on
+  int row_in_group;
+  int n_tile;
+
+  __device__ TileWalk(const GroupTable& table, const Rows& rows, int tile_rows, int n_tiles)
+      : table_(table), all_(rows), tile_rows_(tile_rows), n_tiles_(n_tiles) {}
+
+  __device__ bool find(int tile) {
+    const bool batched = all_.mode == RowMode::kBatched;
+    int before, m_tiles;
+    if (batched) {
+      m_tiles = static_cast<int>((all_.rows + tile_rows_ - 1) / tile_rows_);
+      const int each = m_tiles * n_tiles_;
+      if (each == 0 || tile / each >= all_.num_groups) return false;
+      group = tile / each;
+      before = group * m_tiles;
+    } else {
+      while (group < all_.num_groups && tile >= table_.tile[group + 1] * n_tiles_) ++group;
+      if (group == all_.num_groups) return false;
+      before = table_.tile[group];
+      m_tiles = table_.tile[group + 1] - before;
+    }
+    const int local = tile - before * n_tiles_;
+    const int band = local / (kBand * n_tiles_), in_band = local - band * kBand * n_tiles_;
+    const int band_rows = min(kBand, m_tiles - band * kBand);
+    n_tile = in_band / band_rows;
+    row_in_group = (band * kBand + in_band - n_tile * band_rows) * tile_rows_;
+    const int count = batched ? static_cast<int>(all_.rows) : table_.count[group];
+    row_first = row_in_group + (batched ? 0 : table_.first[group]);
+    rows = count - row_in_group;
+    return true;
+  }
+
+  // A, its scales and the output have a matrix for each group.
+  __device__ bool is_batched() const {
+    return all_.mode == RowMode::kBatched || all_.mode == RowMode::kMasked;
+  }
+
+ private:
+  GroupTable table_;
+  const Rows& all_;
+  int tile_rows_, n_tiles_;
+};
+
+}  // namespace mate::gpu::sm90a
