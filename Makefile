@@ -18,8 +18,8 @@ TORCHVISION_SPEC ?= torchvision==0.28.0
 # Arguments of the demonstrations and tests, for instance ARGS="--model qwen3-moe".
 ARGS ?=
 
-SOURCES := $(shell find csrc configs -type f) CMakeLists.txt pyproject.toml
-CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+SOURCES := $(shell find csrc cmake configs -type f) CMakeLists.txt pyproject.toml
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help

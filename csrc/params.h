@@ -4,16 +4,23 @@
 
 #include <cstdint>
 
+// Before functions that kernels on a GPU call too.
+#if defined(__CUDACC__) || defined(__MUSACC__)
+#define MATE_ANYWHERE __host__ __device__
+#else
+#define MATE_ANYWHERE
+#endif
+
 namespace mate {
 
 // Tags that Python passes beside each operand, since an old torch hands FP8 tensors over as bytes.
 enum class DType : int32_t { kE4M3 = 0, kE5M2 = 1, kBF16 = 2, kF16 = 3, kF32 = 4 };
 
-constexpr int64_t size_of(DType type) {
+MATE_ANYWHERE constexpr int64_t size_of(DType type) {
   return type <= DType::kE5M2 ? 1 : type == DType::kF32 ? 4 : 2;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MATE_ANYWHERE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One operand of a grouped product: element (g, r, k) sits at
 // data + g * group_stride + r * row_stride + k * k_stride. Packed, that is true of the first of

@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 PREFIX = "MATE_PLUGIN_"
 # Variables that are read elsewhere and are not fields of Settings.
-RESERVED = ("MATE_PLUGIN_CONFIG", "MATE_PLUGIN_ISA")
+RESERVED = ("MATE_PLUGIN_CONFIG", "MATE_PLUGIN_ISA", "MATE_PLUGIN_IMPL")
 GRANULARITIES = ((1, 128, 128), (1, 1, 128), (1, -1, -1), (-1, -1, -1))
 
 

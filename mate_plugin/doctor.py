@@ -6,6 +6,8 @@ import importlib
 import os
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def examine() -> Iterator[Finding]:
         _torch,
         _tvm_ffi,
         _core,
+        _cuda,
         _openmp,
         engines,
         hooks,
@@ -131,6 +134,44 @@ def _core() -> Iterator[Finding]:
     yield Finding("compiled core", "ok", text)
 
 
+def _cuda() -> Iterator[Finding]:
+    """The library for NVIDIA GPUs, which GPU there is, and which kernels serve it."""
+    import torch
+
+    from mate_plugin.kernels import library, select
+
+    topic = "CUDA library"
+    if reason := library.missing("cuda"):
+        yield Finding(topic, "note", f"{reason}; {_nvcc()}")
+        return
+    built = library.build_note("cuda")
+    choice = select.choose("ragged_m_gemm", "cuda")
+    if choice.impl is None and "MATE_PLUGIN_IMPL" in choice.reason:
+        yield Finding(topic, "wrong", choice.reason, "unset or correct MATE_PLUGIN_IMPL")
+        return
+    if choice.impl is None:
+        yield Finding(topic, "note", f"{built}; {choice.reason}")
+        return
+    yield Finding(topic, "ok", f"{built}; {choice.impl} in use: {choice.reason}")
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        impl = select.choose("ragged_m_gemm", f"cuda:{index}").impl
+        text = f"{name}, compute capability {major}.{minor}: {impl or 'not served'}"
+        yield Finding(f"GPU {index}", "ok" if impl else "note", text)
+
+
+def _nvcc() -> str:
+    """What is known of the compiler that builds the CUDA library."""
+    paths = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(paths))
+    if nvcc is None:
+        return "there is no nvcc here, which the CUDA toolkit brings"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\S+?),", said)
+    return f"{nvcc} is of release {release[1] if release else 'unknown'}"
+
+
 def _openmp() -> Iterator[Finding]:
     """Runtimes that this process has mapped by now: two would fight for the cores."""
     paths = re.findall(r"\s(/\S+)$", _read("/proc/self/maps"), re.M)
@@ -163,10 +204,18 @@ def _alias() -> Iterator[Finding]:
 
 
 def _self_test() -> Iterator[Finding]:
+    import torch
+
+    from mate_plugin.kernels import select
     from mate_plugin.selftest import cases
 
     for name, test in cases():
         yield _verdict(name, test)
+    if select.choose("ragged_m_gemm", "cuda").impl is None:
+        return
+    with torch.device("cuda"):
+        for name, test in cases("cuda"):
+            yield _verdict(f"{name}, GPU", test)
 
 
 def _verdict(name: str, test: Callable[[], float]) -> Finding:
@@ -181,7 +230,12 @@ def _verdict(name: str, test: Callable[[], float]) -> Finding:
     if error <= TOLERANCE:
         return Finding(topic, "ok", f"relative error {error:.1e} against the reference")
     text = f"relative error {error:.1e} against the reference, expected at most {TOLERANCE:.0e}"
-    return Finding(topic, "wrong", text, "try MATE_PLUGIN_ISA=scalar, and report this")
+    return Finding(
+        topic,
+        "wrong",
+        text,
+        "try MATE_PLUGIN_ISA=scalar, or MATE_PLUGIN_IMPL=portable on a GPU, and report this",
+    )
 
 
 def _read(path: str) -> str:

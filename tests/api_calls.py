@@ -274,6 +274,17 @@ def tensors(arguments: Arguments) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((key, part) for key, part in parts if isinstance(part, torch.Tensor))
 
 
+_WRITTEN = ("out", "d", "signal", "output_scale", "out_k", "out_scale")
+_WRITTEN_CACHES = ("quant_and_write_k", "write_latents")
+
+
+def is_written(call: str, name: str) -> bool:
+    """Whether the call writes to the tensor of that name; ``bmm_fp8`` divides by its scale."""
+    if (call, name) == ("bmm_fp8", "output_scale"):
+        return False
+    return name in _WRITTEN or (name == "kv_cache" and call in _WRITTEN_CACHES)
+
+
 def replaced(arguments: Arguments, name: str, value: Any) -> Arguments:
     base, _, index = name.partition("[")
     if index:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from devices import seeded
 from indexer_cases import fuse_cache
 
 from mate_plugin.kernels.index_topk import index_topk
@@ -83,7 +84,7 @@ def ragged_case(
     padding: int = 0,
 ) -> RaggedCase:
     """``requests`` are (query rows, tokens). Small whole numbers where every sum must be exact."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
 
     def numbers(*shape: int) -> torch.Tensor:
         if exact:

@@ -57,6 +57,7 @@ class Environment:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    command += ["-C", "cmake.define.MATE_PLUGIN_CUDA=OFF"]
     command += ["-C", f"build-dir={folder / 'build'}", "-w", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from api_calls import CALLS, E, K, N, T, i32, ragged_m, tensors
+from devices import on_cpu
 from gemm_cases import BF16, E4M3, Maker, bits
 
 from mate_plugin.kernels import deep_gemm, gemm
@@ -36,6 +37,11 @@ def same(left: Any, right: Any) -> bool:
 def test_gemm(call: str, dynamic: bool) -> None:
     function, build = CALLS[call]
     eager, traced = build(), build()
+    if not on_cpu():
+        # The blocks of a signal depend on the kernel that serves a call: tracing cannot know.
+        for arguments in (eager, traced):
+            arguments.pop("enable_overlap", None)
+            arguments.pop("signal", None)
     want = function(**eager)
     got = compiled(function, dynamic)(**traced)
     assert same(got, want)

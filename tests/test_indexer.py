@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from devices import on_cpu, tensor_core_slack
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,12 @@ def test_without_cleaning_only_visible_logits_are_written():
     assert wide[:, 2 + case.max_context_len :].eq(7).all()
 
 
+def assert_same_logits(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """To the bit where the same kernels serve both: Hopper's do not take every stride."""
+    slack = 100 * tensor_core_slack(wanted)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=slack, equal_nan=True)
+
+
 def test_strided_arguments_give_the_same_logits():
     case = paged_case(9, [[100, 17], [3, 65]], 2, 5, 32, spare_columns=1)
     wanted = case.run()
@@ -125,12 +132,12 @@ def test_strided_arguments_give_the_same_logits():
     table.copy_(case.block_table)
     weights = case.weights.t().contiguous().t()
     strided = PagedCase(q, cache, weights, lens, table, case.max_context_len)
-    assert torch.equal(strided.run(), wanted)
+    assert_same_logits(strided.run(), wanted)
     halved = torch.stack([lens[:, 0], lens[:, 0]], dim=1)[:, 0]
     assert halved.stride(0) == 2
     once = PagedCase(q, cache, weights, halved, table, case.max_context_len)
     plain = PagedCase(q, cache, weights, halved.contiguous(), table, case.max_context_len)
-    assert torch.equal(once.run(), plain.run())
+    assert_same_logits(once.run(), plain.run())
 
 
 def test_threads_do_not_change_results():
@@ -278,7 +285,7 @@ def test_flat_keys_and_scales_may_be_strided():
     k = torch.zeros(77, 48).to(torch.float8_e4m3fn)[:, 8:40]
     k.view(torch.uint8).copy_(case.kv[0].view(torch.uint8))
     case.kv = (k, case.kv[1].repeat(2, 1).t()[:, :1])
-    assert torch.equal(case.run(), wanted)
+    assert_same_logits(case.run(), wanted)
 
 
 def test_flat_rows_of_no_tokens():
@@ -349,7 +356,10 @@ def test_schedule_counts_the_largest_length_of_a_row():
 
 def test_schedule_takes_all_processors_by_default():
     lens = torch.tensor([1000], dtype=torch.int32)
-    assert get_paged_mqa_logits_metadata(lens, 64).shape == (torch.get_num_threads() + 1, 2)
+    processors = library.processors(lens.device)
+    assert get_paged_mqa_logits_metadata(lens, 64).shape == (processors + 1, 2)
+    if on_cpu():
+        assert processors == torch.get_num_threads()
 
 
 def test_functions_compile_into_one_graph():

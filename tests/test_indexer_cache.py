@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from devices import seeded, tensor_core_slack
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ def some_slots(generator: torch.Generator, count: int, slots: int) -> torch.Tens
 def test_keys_are_written(
     seed, rows, spare, depth, block, gap, dtype, slot_dtype, ue8m0, headed
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     size = torch.exp(torch.randn(rows + spare, 1, generator=generator) * 6)
     k = (torch.randn(rows + spare, depth, generator=generator) * size).clamp(-6e4, 6e4).to(dtype)
     wide = torch.full((rows + spare, depth + 9), NAN, dtype=dtype)
@@ -101,7 +102,7 @@ def test_scales_are_powers_of_two_that_just_hold_the_largest_key():
     error = (codes.float() * scales[:, None] - k).abs()
     assert (error <= k.abs() / 16 + scales[:, None] * 2.0**-10).all()
     _, plain = codes_and_scales(k, ue8m0=False)
-    assert torch.equal(plain, largest.clamp(min=1e-4) / 448)
+    assert torch.equal(plain, largest.clamp(min=1e-4) / torch.tensor(448.0))
 
 
 def test_nan_and_infinity_stay_in_their_row():
@@ -141,7 +142,7 @@ def test_threads_do_not_change_what_is_written():
     gap=st.sampled_from([0, 12]),
 )
 def test_keys_are_gathered(seed, lens, depth, block, gap):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     cache = empty_cache(7, block, depth, gap)
     cache.copy_(torch.randint(0, 127, cache.shape, generator=generator))
     # Some blocks do not exist, some lengths pass the table.
@@ -193,7 +194,8 @@ def test_there_and_back_through_the_scores():
     schedule = get_paged_mqa_logits_metadata(lens, 64, 1)
     logits = fp8_paged_mqa_logits(q, cache, weights, lens, table, schedule, 100, True)
     wanted = indexer_oracle.scores(q[0], got_k, got_scale, weights)
-    assert torch.allclose(logits.double(), wanted, rtol=1e-4, atol=1e-4)
+    close = 1e-4 + 100 * tensor_core_slack(logits)
+    assert torch.allclose(logits.double(), wanted, rtol=1e-4, atol=close)
 
 
 @quick
@@ -206,7 +208,7 @@ def test_there_and_back_through_the_scores():
     dtype=st.sampled_from([BF16, F16]),
 )
 def test_latents_are_written(seed, rows, spare, widths, block, dtype):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     rank, rope_dim = widths
     both = torch.randn(rows + spare, rank + rope_dim + 6, generator=generator).to(dtype)
     latent, rope = both[:, 1 : rank + 1], both[:, rank + 3 : rank + 3 + rope_dim]

@@ -121,9 +121,41 @@ def test_fp8_tensors_can_cross_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_other_devices_are_refused_with_a_reason() -> None:
     assert select.choose("batched_gemm", "cpu").impl == library.isa()
-    for device in ("cuda", "meta"):
-        assert select.choose("batched_gemm", device).impl is None
+    assert select.choose("batched_gemm", "meta").impl is None
     a = torch.empty(2, 128, dtype=torch.bfloat16, device="meta")
     b = torch.empty(4, 128, dtype=torch.float8_e4m3fn, device="meta")
     with pytest.raises(NotImplementedError, match="batched_gemm: not available on 'meta'"):
         gemm.gemm_w8a16_nt_groupwise(a, b, torch.empty(1, 1, device="meta"))
+    with pytest.raises(NotImplementedError, match="no kernels for device 'xpu'"):
+        library.module("xpu")
+
+
+def test_a_missing_library_says_why_and_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import mate_plugin
+
+    monkeypatch.setattr(mate_plugin, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(library, "_loaded", {})
+    assert "install mate-plugin with pip" in str(library.missing("cpu"))
+    assert "the build left no word about it" in str(library.missing("cuda"))
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libmate_cuda.txt").write_text("not built: no nvcc was found\n")
+    with pytest.raises(ImportError, match=r"libmate_cuda.so is missing \(not built: no nvcc was"):
+        library.module("cuda")
+    choice = select.choose("batched_gemm", "cuda")
+    assert choice.impl is None
+    assert "nvcc 12.8 or newer" in choice.reason
+
+
+def test_processors_of_a_call() -> None:
+    x = torch.zeros(1)
+    most = torch.get_num_threads()
+    assert library.threads(None, x) == library.threads(None) == most
+    assert library.threads(1, x) == 1
+    assert library.threads(most + 5, x) == most
+    assert library.stream(x) == 0
+    assert library.processors(x.device) == most
+    elsewhere = torch.zeros(1, device="meta")
+    assert library.threads(None, elsewhere) == 0
+    assert library.threads(7, elsewhere) == 7

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import on_cpu, seeded
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ def routed(draw: st.DrawFn) -> tuple[torch.Tensor, int, torch.Tensor | None]:
     """topk_ids with dropped pairs and odd strides, the number of local experts, an expert map."""
     num_tokens, topk = draw(st.integers(0, 12)), draw(st.integers(1, 5))
     num_local = draw(st.integers(1, 9))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 16)))
+    generator = seeded(draw(st.integers(0, 1 << 16)))
     num_global = num_local + draw(st.integers(0, 4))
     ids = torch.randint(-2, num_global + 2, (num_tokens, topk), generator=generator)
     if draw(st.booleans()):
@@ -69,7 +70,8 @@ def test_routes_into_capacities(
     got = moe.route(ids, num_local, expert_map, capacity=capacity)
     assert got.row_of.shape == (num_local * capacity,)
     assert_routed(got, pieces.route(ids, num_local, expert_map, capacity=capacity))
-    if most > 1:
+    # A GPU's counts are not known on the host: rows past the capacity are cut there.
+    if most > 1 and on_cpu():
         with pytest.raises(ValueError, match=f"capacity: expected room .* got {most - 1}, which"):
             moe.route(ids, num_local, expert_map, capacity=most - 1)
 
@@ -95,7 +97,7 @@ def test_there_and_back(
 ) -> None:
     ids, num_local, expert_map = case
     num_tokens, topk = ids.shape
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     hidden = torch.randn(num_tokens, cols + 3, generator=generator).to(dtype)[:, :cols]
     weights = None
     if weights_dtype is not None:
@@ -147,7 +149,7 @@ def test_permutes_fp8_rows_and_their_scales() -> None:
 
 @pytest.mark.parametrize("mode", ["per_token", "psum_expert", "per_expert", "masked"])
 def test_layouts_are_those_of_the_grouped_gemms(mode: str) -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     num_tokens, topk, num_experts, size = 40, 3, 5, 64
     ids = torch.randint(-1, num_experts, (num_tokens, topk), generator=generator)
     hidden = torch.randn(num_tokens, size, generator=generator).bfloat16()
@@ -194,7 +196,7 @@ def test_hand_made_routing() -> None:
 
 
 def test_many_rows_on_all_threads() -> None:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     ids = torch.randint(0, 16, (500, 8), generator=generator)
     hidden = torch.randn(500, 1000, generator=generator).bfloat16()
     weights = torch.rand(500, 8, generator=generator)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import seeded
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,7 +64,7 @@ def test_quantises_to_the_bit(
     exponent: int,
     seed: int,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     x = (torch.randn(rows, cols, generator=generator) * 2.0**exponent).to(dtype)
     x = strided(x, pad)
     q, scale = quant.per_token_group_quant_fp8(x, group, code, ue8m0=ue8m0, scale_major=major)
@@ -161,7 +162,7 @@ def test_writes_into_strided_outputs_and_nowhere_else() -> None:
 def test_silu_and_mul(
     rows: int, cols: int, dtype: torch.dtype, limit: float | None, pad: int, seed: int
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     x = strided((torch.randn(rows, 2 * cols, generator=generator) * 4).to(dtype), pad)
     expected = pieces.silu_and_mul(x, limit)
     out = strided(torch.empty(rows, cols, dtype=dtype), pad)
@@ -216,7 +217,7 @@ def test_one_pass_equals_two(
     ue8m0: bool,
     seed: int,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     x = (torch.randn(rows, 2 * cols, generator=generator) * 3).to(dtype)
     for round_first in (False, True):
         got = quant.silu_and_mul_quant_fp8(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from api_calls import i32
+from devices import seeded
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,10 +19,6 @@ KS = [1, 7, 64, 512, 2048, 20000]
 # Few distinct values, so that ties decide; both zeros, both infinities and NaN among them.
 SPECIAL = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0, 1.0, 1e-42, -1e-42, -1.0])
 N = 9000
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

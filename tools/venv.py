@@ -173,13 +173,16 @@ def build_core() -> int:
     command = [*PIP, "install", "-v", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
     # Compiler options name the environment: with one build folder for all, each would build anew.
     command += ["-C", f"build-dir={build_folder()}"]
+    if Path(sys.prefix).name != ".venv":
+        # torch is a CPU build in all of them: one library for GPUs is enough to look at.
+        command += ["-C", "cmake.define.MATE_PLUGIN_CUDA=OFF"]
     lines = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout:
             lines.append(line)
-            if re.match(r"\s*(\[\d+/\d+\]|\*\*\* )|.*\b(warning|error):", line):
+            if re.match(r"\s*(\[\d+/\d+\]|\*\*\* |-- libmate_cuda)|.*\b(warning|error):", line):
                 print("  " + line.strip(), flush=True)
     if process.returncode:
         sys.stderr.writelines(lines)

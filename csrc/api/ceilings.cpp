@@ -1,4 +1,6 @@
 // Entry points that measure the machine itself, for benchmarks and the doctor.
+#include <chrono>
+
 #include "api/entry.h"
 
 namespace mate::api {

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "api/choices.h"
 #include "api/entry.h"
 #include "api/operands.h"
 #include "cpu/route.h"

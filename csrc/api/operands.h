@@ -4,13 +4,11 @@
 #include <climits>
 #include <limits>
 
-#include "api/entry.h"
-#include "cpu/route.h"
+#include "api/tensors.h"
+#include "params.h"
 #include "piece_params.h"
 
 namespace mate::api {
-
-using OptionalTensor = Optional<TensorView>;
 
 inline DType dtype(int64_t tag) { return static_cast<DType>(tag); }
 
@@ -31,9 +29,6 @@ inline Operand weights(const TensorView& x, int64_t tag, int rank) {
 inline int64_t weight_rows(const TensorView& x, int rank) {
   return x.size(rank - 2) * (x.ndim() == rank ? 1 : kPackedRows);
 }
-
-// Raises ValueError where the kernels in use do not read packed weights beside this A.
-void require_packed(const GroupedGemm& p);
 
 // [rows or row blocks, k blocks] with or without a group dimension, or one element of any rank; a
 // granularity of 0 means the whole dimension.
@@ -72,22 +67,6 @@ inline SlotWeights slot_weights(const OptionalTensor& weights, int64_t tag) {
 // A limit below zero is none.
 inline float swiglu_limit(double limit) {
   return limit < 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(limit);
-}
-
-inline cpu::Choices expert_choices(const TensorView& topk_ids, const OptionalTensor& expert_map) {
-  cpu::Choices choices{};
-  choices.ids = data<const void>(topk_ids);
-  choices.is_64_bit = topk_ids.dtype().bits == 64;
-  choices.row_stride = topk_ids.stride(0);
-  choices.col_stride = topk_ids.stride(1);
-  choices.num_tokens = topk_ids.size(0);
-  choices.topk = topk_ids.size(1);
-  if (expert_map.has_value()) {
-    choices.expert_map = data<const int32_t>(expert_map);
-    choices.map_stride = (*expert_map).stride(0);
-    choices.num_global = (*expert_map).size(0);
-  }
-  return choices;
 }
 
 }  // namespace mate::api

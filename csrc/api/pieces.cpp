@@ -2,6 +2,7 @@
 // Arguments were checked in Python (mate_plugin/kernels/quant.py, moe.py).
 #include <vector>
 
+#include "api/choices.h"
 #include "api/entry.h"
 #include "api/operands.h"
 #include "cpu/route.h"

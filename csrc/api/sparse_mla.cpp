@@ -10,8 +10,6 @@
 namespace mate::api {
 namespace {
 
-using OptionalTensor = Optional<TensorView>;
-
 void sparse_mla(TensorView q, TensorView kv_cache, OptionalTensor indices, OptionalTensor lengths,
                 TensorView block_table, TensorView request_of_token, TensorView out, double scale,
                 int64_t q_tag, int64_t kv_tag, int64_t out_tag, int64_t num_threads,

@@ -52,7 +52,7 @@ def run(
         gran_n,
         gran_k,
         library.tag(out.dtype),
-        library.threads(None),
+        library.threads(None, a),
         library.stream(a),
     )
     return out

@@ -109,7 +109,7 @@ def fused_experts(
         library.tag(w13.dtype),
         library.tag(w2.dtype),
         library.tag(out.dtype),
-        library.threads(None),
+        library.threads(None, hidden),
         library.stream(hidden),
     )
     return out

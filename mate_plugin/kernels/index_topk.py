@@ -103,7 +103,7 @@ def index_topk(
         out,
         library.tag(q.dtype),
         budget,
-        library.threads(num_mp),
+        library.threads(num_mp, q),
         library.stream(q),
     )
     return out
@@ -112,12 +112,13 @@ def index_topk(
 def logits_peak() -> int:
     """Most bytes that the calls of :func:`index_topk` held at one time, all together.
 
-    Counts the whole process since its start or the last :func:`reset_logits_peak`; the part of a
-    call is within its budget.
+    Counts the whole process since its start or the last :func:`reset_logits_peak`, each kind of
+    device for itself; the part of a call is within its budget.
     """
-    return int(library.module().logits_peak())
+    return max(int(one.logits_peak()) for one in library.modules())
 
 
 def reset_logits_peak() -> None:
     """Starts :func:`logits_peak` again from what is held now."""
-    library.module().reset_logits_peak()
+    for one in library.modules():
+        one.reset_logits_peak()

@@ -113,7 +113,7 @@ def quant_and_write_k(
         slot_mapping,
         ue8m0,
         library.tag(k.dtype),
-        library.threads(num_mp),
+        library.threads(num_mp, k),
         library.stream(k),
     )
 
@@ -184,7 +184,7 @@ def gather_k(
         context_lens,
         out_k,
         out_scale,
-        library.threads(num_mp),
+        library.threads(num_mp, cache),
         library.stream(cache),
     )
     return out_k, out_scale
@@ -225,7 +225,7 @@ def write_latents(
         kv_cache,
         slot_mapping,
         library.tag(latent.dtype),
-        library.threads(num_mp),
+        library.threads(num_mp, latent),
         library.stream(latent),
     )
 

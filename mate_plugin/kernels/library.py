@@ -1,14 +1,14 @@
-"""The compiled core: loading it, calling it, and its torch.library ops.
+"""The compiled libraries: loading them, calling them, and their torch.library ops.
 
-Every compiled entry writes into tensors that Python allocated and returns nothing. An op made by
-:func:`define` therefore needs no hand-written fake. Eager calls go straight to the compiled
-function; under ``torch.compile`` the same call becomes the opaque op ``mate_plugin::<name>``.
+Each kind of device has a library of its own; both export the same entries. Every entry writes into
+tensors that Python allocated and returns nothing. An op made by :func:`define` therefore needs no
+hand-written fake. Eager calls go straight to the compiled function; under ``torch.compile`` the
+same call becomes the opaque op ``mate_plugin::<name>``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +16,7 @@ from typing import Any, TypedDict
 
 import torch
 
-CPU_LIBRARY = "libmate_cpu.so"
-
-# Units in which the masked GEMM counts the overlap signal: rows and columns of one block.
-SIGNAL_BLOCK_M = 128
-SIGNAL_BLOCK_N = 128
+LIBRARIES = {"cpu": "libmate_cpu.so", "cuda": "libmate_cuda.so"}
 
 _TAGS = {
     torch.float8_e4m3fn: 0,
@@ -30,6 +26,9 @@ _TAGS = {
     torch.float32: 4,
 }
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Fake and functional tensors have no memory to hand over; they take torch's dispatcher.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+is_compiling = torch.compiler.is_compiling
 
 
 class Counter(TypedDict):
@@ -46,12 +45,14 @@ def tag(dtype: torch.dtype) -> int:
     return _TAGS[dtype]
 
 
-def threads(num_mp: int | None) -> int:
-    """Threads for one call: torch's own number, or ``num_mp`` where that is smaller.
+def threads(num_mp: int | None, tensor: torch.Tensor | None = None) -> int:
+    """Processors for one call on ``tensor``, or on the host where there is none.
 
-    While a graph is traced it is only noted what was asked for: the call settles it.
+    On a CPU torch's own number of threads, or ``num_mp`` where that is smaller; while a graph is
+    traced it is only noted what was asked for, and the call settles it. On other devices
+    ``num_mp``, and 0 for all.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling() or not (tensor is None or tensor.is_cpu):
         return num_mp or 0
     available = torch.get_num_threads()
     return available if num_mp is None else min(num_mp, available)
@@ -63,24 +64,64 @@ def torch_threads() -> int:
     return torch.get_num_threads()
 
 
+def processors(device: torch.device) -> int:
+    """What a schedule of work is made for: threads on a CPU, multiprocessors on a GPU."""
+    return torch_threads() if device.type == "cpu" else _multiprocessors(device.type, device.index)
+
+
+@torch.compiler.assume_constant_result
+def _multiprocessors(kind: str, index: int | None) -> int:
+    return int(getattr(torch, kind).get_device_properties(index).multi_processor_count)
+
+
 def stream(tensor: torch.Tensor) -> int:
-    """Handle of the stream that work on ``tensor`` is queued to; 0 on a CPU."""
-    if tensor.is_cpu:
+    """Handle of the stream that work on ``tensor`` is queued to; 0 on a CPU.
+
+    Also 0 while a graph is traced: the op looks the stream up when it runs.
+    """
+    if tensor.is_cpu or is_compiling() or type(tensor) not in _PLAIN:
         return 0
+    if tensor.is_cuda:
+        return _cuda_stream(tensor.get_device())
     raise NotImplementedError(f"no kernels for device {tensor.device.type!r} in this build")
 
 
-def _path() -> Path:
+def _current_cuda_stream(index: int) -> int:
+    return int(torch.cuda.current_stream(index).cuda_stream)
+
+
+# What Triton and Inductor call too: without the object that torch.cuda builds around a stream.
+_cuda_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", _current_cuda_stream
+)
+
+
+def find(name: str) -> Path | None:
+    """A file of the package's folder ``lib``, or None where it was not built."""
     import mate_plugin
 
-    candidates = [Path(root) / "lib" / CPU_LIBRARY for root in mate_plugin.__path__]
-    for path in candidates:
+    for root in mate_plugin.__path__:
+        path = Path(root) / "lib" / name
         if path.is_file():
             return path
-    raise ImportError(
-        f"{CPU_LIBRARY} is missing from {[str(p.parent) for p in candidates]}: "
-        "install mate-plugin with pip (a bare source tree has no compiled core)"
-    )
+    return None
+
+
+def missing(device_type: str) -> str | None:
+    """Why there is no library for a kind of device and how to get it; None where it is there."""
+    name = LIBRARIES[device_type]
+    if find(name):
+        return None
+    if device_type == "cpu":
+        return f"{name} is missing: install mate-plugin with pip (a bare source tree has no core)"
+    how = "install mate-plugin from its sources where nvcc 12.8 or newer is"
+    return f"{name} is missing ({build_note(device_type)}); {how}"
+
+
+def build_note(device_type: str) -> str:
+    """What the build left about the library of a kind of device."""
+    note = find(Path(LIBRARIES[device_type]).with_suffix(".txt").name)
+    return note.read_text().strip() if note else "the build left no word about it"
 
 
 def _ensure_openmp() -> None:
@@ -95,23 +136,45 @@ def _ensure_openmp() -> None:
             ) from error
 
 
-@functools.cache
-def module() -> Any:
-    """The loaded core.
+_loaded: dict[str, Any] = {}
+
+
+def module(device_type: str = "cpu") -> Any:
+    """The library of a kind of device, loaded at the first call.
 
     Raises:
-        ImportError: there is no core, or nothing that provides OpenMP.
+        ImportError: there is no such library, or nothing that provides OpenMP.
+        NotImplementedError: no library is known for the device.
         ValueError: ``MATE_PLUGIN_ISA`` names an instruction set that is unknown or not present.
     """
+    found = _loaded.get(device_type)
+    if found is None:
+        found = _loaded[device_type] = _load(device_type)
+    return found
+
+
+def _load(device_type: str) -> Any:
+    if device_type not in LIBRARIES:
+        raise NotImplementedError(f"no kernels for device {device_type!r} in this build")
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         # tvm-ffi would compile a helper for old torch releases; its slower path needs none.
         os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     import tvm_ffi
 
-    _ensure_openmp()
-    core = tvm_ffi.load_module(str(_path()))
-    core.isa()
-    return core
+    if reason := missing(device_type):
+        raise ImportError(reason)
+    if device_type == "cpu":
+        _ensure_openmp()
+    library = tvm_ffi.load_module(str(find(LIBRARIES[device_type])))
+    if device_type == "cpu":
+        library.isa()
+    return library
+
+
+def modules() -> list[Any]:
+    """The libraries loaded so far; the one of the CPU is always among them."""
+    module()
+    return list(_loaded.values())
 
 
 def isa() -> str:
@@ -125,19 +188,23 @@ def available_isas() -> list[str]:
 
 
 def counters() -> list[Counter]:
-    """Calls and time of each compiled entry since the process started or the last reset."""
-    impl = isa()
+    """Calls and time of each compiled entry since the process started or the last reset.
+
+    On a GPU the time is what a call takes on the host, to queue its work.
+    """
     rows: list[Counter] = []
-    for line in str(module().counters()).splitlines():
-        op, calls, nanoseconds = line.split("\t")
-        if int(calls):
-            rows.append(Counter(op=op, impl=impl, calls=int(calls), seconds=int(nanoseconds) / 1e9))
-    return sorted(rows, key=lambda row: row["op"])
+    for library in modules():
+        for line in str(library.counters()).splitlines():
+            op, impl, calls, nanoseconds = line.split("\t")
+            seconds = int(nanoseconds) / 1e9
+            rows.append(Counter(op=op, impl=impl, calls=int(calls), seconds=seconds))
+    return sorted(rows, key=lambda row: (row["op"], row["impl"]))
 
 
 def reset_counters() -> None:
     """Sets all counters of this process to zero."""
-    module().reset_counters()
+    for library in modules():
+        library.reset_counters()
 
 
 def _exports_fp8() -> bool:
@@ -160,47 +227,57 @@ def _as_bytes(argument: Any) -> Any:
     return argument
 
 
+def entry(name: str) -> Callable[..., Any]:
+    """A compiled entry for eager calls; the first argument is a tensor, whose device it runs on.
+
+    A library is loaded at the first call that needs it.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+
+    def direct(*arguments: Any) -> Any:
+        if _FP8_AS_BYTES:
+            arguments = tuple(_as_bytes(a) for a in arguments)
+        first = arguments[0]
+        kind = "cpu" if first.is_cpu else first.device.type
+        function = found.get(kind)
+        if function is None:
+            function = found[kind] = module(kind)[name]
+        return function(*arguments)
+
+    direct.__name__ = direct.__qualname__ = name
+    return direct
+
+
 def define(name: str, signature: str) -> Callable[..., None]:
     """Makes a compiled entry callable from Python and from compiled graphs.
 
     Args:
-        name: the entry's name in the core.
+        name: the entry's name in the libraries.
         signature: its torch schema without the name, for instance
-            ``"(Tensor a, Tensor(a!) out, int num_threads, int stream) -> ()"``. The last two
-            integers are always these.
+            ``"(Tensor a, Tensor(a!) out, int num_threads, int stream) -> ()"``. The first argument
+            is a tensor and the last two integers are always these.
 
     Returns:
-        A function of the same positional arguments. The core is loaded at the first call.
+        A function of the same positional arguments.
     """
-
-    @functools.cache
-    def entry() -> Callable[..., None]:
-        return module()[name]
-
-    def direct(*arguments: Any) -> None:
-        if _FP8_AS_BYTES:
-            arguments = tuple(_as_bytes(a) for a in arguments)
-        entry()(*arguments)
+    direct = entry(name)
 
     def from_graph(*arguments: Any) -> None:
-        *operands, wanted, queue = arguments
-        direct(*operands, threads(wanted or None), queue)
+        *operands, wanted, _ = arguments
+        first = operands[0]
+        direct(*operands, threads(wanted or None, first), stream(first))
 
     _torch_library.define(name + signature)
-    _torch_library.impl(name, from_graph, "CPU")
+    for key in ("CPU", "CUDA"):
+        _torch_library.impl(name, from_graph, key)
     torch.library.register_fake(f"mate_plugin::{name}", lambda *_: None, lib=_torch_library)
     op = getattr(torch.ops.mate_plugin, name).default
 
     def call(*arguments: Any) -> None:
-        if torch.compiler.is_compiling() or not _is_plain(arguments[0]):
+        if is_compiling() or type(arguments[0]) not in _PLAIN:
             op(*arguments)
         else:
             direct(*arguments)
 
     call.__name__ = call.__qualname__ = name
     return call
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    # Fake and functional tensors have no memory to hand over; they take torch's dispatcher.
-    return type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter

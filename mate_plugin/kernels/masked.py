@@ -18,8 +18,9 @@ from mate_plugin.kernels.checks import (
 from mate_plugin.kernels.packing import as_rows
 from mate_plugin.kernels.ragged_m import Check, Granularity
 
-# Rows per entry of the overlap signal's buffer; a finished block covers SIGNAL_BLOCK_M rows.
+# Rows per entry of the overlap signal's buffer, and the block in which the CPU counts it.
 SIGNAL_ROWS = 64
+_CPU_BLOCK_M, _CPU_BLOCK_N = 128, 128
 
 
 def contracts(
@@ -77,6 +78,11 @@ def launch(
     """Run on arguments that satisfy their contract; allocates what is missing."""
     gran_n, gran_k, _ = grain
     num_experts, rows, _ = a.shape
+    if enable_overlap and not a.is_cpu and library.is_compiling():
+        raise NotImplementedError(
+            "enable_overlap: expected False while torch.compile traces for a GPU, where the blocks"
+            " of the signal depend on the kernel that serves the call"
+        )
     if index_checks_enabled():
         check_counts(counts_name, counts, rows, each=True)
     if out is None:
@@ -86,7 +92,7 @@ def launch(
     if enable_overlap and signal is None:
         size = num_experts * ceil_div(rows, SIGNAL_ROWS)
         signal = torch.zeros(size, dtype=torch.int32, device=a.device)
-    gemm_ops.masked_gemm(
+    arguments = (
         a,
         sa,
         b,
@@ -99,16 +105,25 @@ def launch(
         gran_n,
         gran_k,
         library.tag(out.dtype),
-        library.threads(None),
+        library.threads(None, a),
         library.stream(a),
     )
+    gemm_ops.masked_gemm(*arguments)
     if not enable_overlap:
         return out
     assert signal is not None
-    return out, signal, *signal_units(as_rows(b).shape[1])
+    columns = as_rows(b).shape[1]
+    if a.is_cpu:
+        return out, signal, *host_signal_units(columns)
+    block_m, block_n = _signal_units(*arguments)
+    return out, signal, int(block_m), ceil_div(columns, int(block_n))
 
 
-def signal_units(columns: int) -> tuple[int, int]:
-    """``(block_m, threshold)`` of an overlap signal: the rows of a block, and by how much its entry
-    rises until all of them have their ``columns`` columns."""
-    return library.SIGNAL_BLOCK_M, ceil_div(columns, library.SIGNAL_BLOCK_N)
+# (rows, columns) of the blocks in which a masked GEMM of the same arguments counts its signal.
+_signal_units = library.entry("masked_signal_units")
+
+
+def host_signal_units(columns: int) -> tuple[int, int]:
+    """``(block_m, threshold)`` of an overlap signal on a CPU: the rows of a block, and by how much
+    its entry rises until all of them have their ``columns`` columns."""
+    return _CPU_BLOCK_M, ceil_div(columns, _CPU_BLOCK_N)

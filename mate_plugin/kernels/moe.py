@@ -145,7 +145,7 @@ def route(
         expert_of_row,
         alignment,
         capacity or 0,
-        library.threads(None),
+        library.threads(None, topk_ids),
         library.stream(topk_ids),
     )
     return Routing(row_of, counts, ends, expert_of_row, topk_ids.shape[1])
@@ -200,7 +200,7 @@ def permute(
         topk,
         library.tag(hidden.dtype),
         _weights_tag(topk_weights),
-        library.threads(None),
+        library.threads(None, hidden),
         library.stream(hidden),
     )
     return out
@@ -256,7 +256,7 @@ def unpermute(
         library.tag(y.dtype),
         library.tag(out.dtype),
         _weights_tag(topk_weights),
-        library.threads(None),
+        library.threads(None, y),
         library.stream(y),
     )
     return out

@@ -67,7 +67,7 @@ def get_paged_mqa_logits_metadata(
     check_metadata(context_lens)
     check_block("block_kv", block_kv)
     integer("num_mps", num_mps, 0, optional=False)
-    count = num_mps if num_mps > 0 else library.torch_threads()
+    count = num_mps if num_mps > 0 else library.processors(context_lens.device)
     out = torch.empty((count + 1, 2), dtype=torch.int32, device=context_lens.device)
     _metadata(context_lens, out, block_kv, 1, library.stream(context_lens))
     return out
@@ -152,7 +152,7 @@ def fp8_paged_mqa_logits(
         library.tag(q.dtype),
         clean_logits,
         float(clean_value),
-        library.threads(num_mp),
+        library.threads(num_mp, q),
         library.stream(q),
     )
     return out
@@ -225,7 +225,7 @@ def fp8_mqa_logits(
         max_seqlen_k > 0,
         clean_logits,
         float(clean_value),
-        library.threads(num_mp),
+        library.threads(num_mp, q),
         library.stream(q),
     )
     return out

@@ -70,7 +70,13 @@ def pack_weights(weight: torch.Tensor, in_place: bool = False) -> torch.Tensor:
 def rearrange(weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
     """Pack ``weight``, for which :func:`why_not` found nothing, into the memory of ``to``."""
     packed = packed_view(to)
-    _pack(weight, packed, library.tag(weight.dtype), library.threads(None), library.stream(weight))
+    _pack(
+        weight,
+        packed,
+        library.tag(weight.dtype),
+        library.threads(None, weight),
+        library.stream(weight),
+    )
     return packed
 
 
@@ -91,6 +97,8 @@ def as_rows(weight: torch.Tensor) -> torch.Tensor:
     """The shape ``[..., N, K]`` that packed weights stand for; other tensors as they are."""
     if not isinstance(weight, torch.Tensor) or weight.dim() < 4 or weight.shape[-2] != ROWS:
         return weight
+    if weight.is_cuda:
+        raise ValueError("packed weights: expected rows on a GPU, whose kernels read no others")
     *experts, panels, fours, rows, four = weight.shape
     try:
         return weight.view(*experts, panels * rows, fours * four)

@@ -103,7 +103,7 @@ def per_token_group_quant_fp8(
         ue8m0,
         library.tag(x.dtype),
         library.tag(q.dtype),
-        library.threads(None),
+        library.threads(None, x),
         library.stream(x),
     )
     return (_like(x, q), _like(x, scale)) if out is None else out
@@ -141,7 +141,7 @@ def silu_and_mul(
         out_rows = _out_rows("out", x, out)
         _CHECK_SILU[x.dtype](rows, out_rows)
     _silu_and_mul(
-        rows, out_rows, cut, library.tag(x.dtype), library.threads(None), library.stream(x)
+        rows, out_rows, cut, library.tag(x.dtype), library.threads(None, x), library.stream(x)
     )
     return out
 
@@ -186,7 +186,7 @@ def silu_and_mul_quant_fp8(
         round_first,
         library.tag(x.dtype),
         library.tag(q.dtype),
-        library.threads(None),
+        library.threads(None, x),
         library.stream(x),
     )
     return (_like(x, q), _like(x, scale)) if out is None else out

@@ -67,7 +67,7 @@ def launch(
         library.tag(a.dtype),
         library.tag(b.dtype),
         library.tag(out.dtype),
-        library.threads(num_mp),
+        library.threads(num_mp, a),
         library.stream(a),
     )
     return out

@@ -139,7 +139,7 @@ def launch(
         gran_k,
         align,
         library.tag(out.dtype),
-        library.threads(num_mp),
+        library.threads(num_mp, a),
         library.stream(a),
     )
     return out

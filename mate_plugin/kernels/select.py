@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from mate_plugin.kernels import library
 
-_REASONS = {
-    "cuda": "the CUDA kernels are not part of this version",
-    "musa": "the kernels for Moore Threads GPUs are not part of this version",
-}
+# Ops with kernels for Hopper's own instructions beside the portable ones.
+_SM90A = frozenset(
+    {
+        "ragged_m_gemm",
+        "masked_gemm",
+        "ragged_k_gemm",
+        "batched_gemm",
+        "paged_mqa_logits",
+        "mqa_logits",
+        "index_topk",
+    }
+)
+GPU_IMPLS = ("portable", "sm90a")
+_IMPLS = ("auto", *GPU_IMPLS)
+_LEAST_CAPABILITY = (8, 0)
+_REASONS = {"musa": "the kernels for Moore Threads GPUs are not part of this version"}
 
 
 @dataclass(frozen=True)
@@ -25,22 +38,69 @@ class Choice:
 
 
 def choose(op: str, device: torch.device | str) -> Choice:
-    """Names the implementation of ``op`` on ``device`` and why it is taken or missing."""
+    """Names the implementation of ``op`` on ``device`` and why it is taken or missing.
+
+    On a GPU a call whose operands the Hopper kernels do not take is served by the portable ones all
+    the same; the counters of :mod:`.library` tell.
+    """
     # By name: torch knows "musa" only where its package is imported.
-    kind = str(device).partition(":")[0]
+    kind, _, index = str(device).partition(":")
     if kind == "cpu":
         isa = library.isa()
         best = library.available_isas()[0]
         reason = "best this machine runs" if isa == best else "forced by MATE_PLUGIN_ISA"
         return Choice(op, kind, isa, reason)
+    if kind == "cuda":
+        return Choice(op, kind, *_on_cuda(op, int(index) if index else None))
     reason = _REASONS.get(kind, "no kernels for this kind of device")
     return Choice(op, kind, None, reason)
+
+
+def _on_cuda(op: str, index: int | None) -> tuple[str | None, str]:
+    wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
+    if wanted not in _IMPLS:
+        return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
+    if reason := library.missing("cuda"):
+        return None, reason
+    if not library.module("cuda").implements_function(op):
+        return None, "this op has no CUDA kernels in this version"
+    if not torch.cuda.is_available():
+        build = "" if torch.version.cuda else ", which is a build without CUDA"
+        return None, f"torch {torch.__version__}{build} sees no GPU"
+    capability = torch.cuda.get_device_capability(index)
+    number = ".".join(map(str, capability))
+    if capability < _LEAST_CAPABILITY:
+        return None, f"expected compute capability 8.0 or newer, found {number}"
+    if op not in _SM90A:
+        return "portable", "the only kernels of this op"
+    if wanted == "sm90a" and capability != (9, 0):
+        return None, f"MATE_PLUGIN_IMPL=sm90a wants compute capability 9.0, found {number}"
+    if wanted != "auto":
+        return wanted, "forced by MATE_PLUGIN_IMPL"
+    if capability == (9, 0):
+        return "sm90a", "compute capability 9.0"
+    return "portable", f"compute capability {number}"
+
+
+# Ops and devices that were found to be served: a call need not ask again.
+_served: set[tuple[str, str, int | None]] = set()
 
 
 def require(op: str, device: torch.device) -> None:
     """Raises ``NotImplementedError`` with the reason where ``op`` has no kernel on ``device``."""
     if device.type == "cpu":
         return
-    choice = choose(op, device)
+    if reason := _why_not(op, device.type, device.index):
+        raise NotImplementedError(f"{op}: not available on {device.type!r}: {reason}")
+
+
+@torch.compiler.assume_constant_result
+def _why_not(op: str, kind: str, index: int | None) -> str:
+    """Empty where there is a kernel."""
+    if (op, kind, index) in _served:
+        return ""
+    choice = choose(op, kind if index is None else f"{kind}:{index}")
     if choice.impl is None:
-        raise NotImplementedError(f"{op}: not available on {choice.device!r}: {choice.reason}")
+        return choice.reason
+    _served.add((op, kind, index))
+    return ""

@@ -128,7 +128,7 @@ def sparse_mla(
         library.tag(q.dtype),
         library.tag(kv_cache.dtype),
         library.tag(out.dtype),
-        library.threads(num_mp),
+        library.threads(num_mp, q),
         library.stream(q),
     )
     return out

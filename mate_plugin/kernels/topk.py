@@ -65,7 +65,7 @@ def top_k(
         _check_columns(lengths, starts, logits.shape[1])
     if out is None:
         out = torch.empty((logits.shape[0], k), dtype=torch.int32, device=logits.device)
-    _top_k(logits, lengths, starts, out, library.threads(num_mp), library.stream(logits))
+    _top_k(logits, lengths, starts, out, library.threads(num_mp, logits), library.stream(logits))
     return out
 
 

@@ -6,6 +6,8 @@ straight through.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mate_plugin import report
@@ -80,11 +82,13 @@ def apply_batched_experts(
     """:meth:`.experts.Experts.apply_batched` for callers that keep plan and weights themselves."""
     check_batched(plan, hidden, w13, w13_scale)
     rows, scale = hidden if isinstance(hidden, tuple) else (hidden, None)
-    run = torch.ops.mate_plugin.batched_experts if torch.compiler.is_compiling() else _batched
-    run(rows, scale, counts, w13, w13_scale, w2, w2_scale, out, signal, plan.key)
-    if signal is None:
-        return out
-    return out, signal, *masked.signal_units(w2.shape[1])
+    arguments = (rows, scale, counts, w13, w13_scale, w2, w2_scale, out, signal, plan.key)
+    units = masked.host_signal_units(w2.shape[1])
+    if torch.compiler.is_compiling():
+        torch.ops.mate_plugin.batched_experts(*arguments)
+    else:
+        units = _batched(*arguments) or units
+    return out if signal is None else (out, signal, *units)
 
 
 def _experts(
@@ -148,11 +152,11 @@ def _batched(
     out: torch.Tensor,
     signal: torch.Tensor | None,
     key: str,
-) -> None:
+) -> tuple[int, int] | None:
     plan = from_key(key)
     report.layer_called("moe", shape_name(w2), plan.describe())
     if hidden.shape[1] == 0:
-        return
+        return None
     if plan.packed:
         w13, w2 = packed_view(w13), packed_view(w2)
     rows, dtype = (
@@ -160,7 +164,11 @@ def _batched(
     )
     slots = GroupedGemm(plan, counts, hidden.shape[0], masked=True)
     inner = gate_up(plan, slots, rows, w13, w13_scale, dtype)
-    slots.into(swiglu(plan, inner, dtype), w2, w2_scale, out, signal)
+    return slots.into(swiglu(plan, inner, dtype), w2, w2_scale, out, signal)
+
+
+def _batched_op(*arguments: Any) -> None:
+    _batched(*arguments)
 
 
 _library = torch.library.Library("mate_plugin", "FRAGMENT")
@@ -174,6 +182,7 @@ _library.define(
     " Tensor? w13_scale, Tensor w2, Tensor? w2_scale, Tensor(a!) out, Tensor(b!)? signal, str key)"
     " -> ()"
 )
-for _name, _function in {"experts": _experts, "batched_experts": _batched}.items():
-    _library.impl(_name, _function, "CPU")
+for _name, _function in {"experts": _experts, "batched_experts": _batched_op}.items():
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _function, _device)
     torch.library.register_fake(f"mate_plugin::{_name}", lambda *_: None, lib=_library)

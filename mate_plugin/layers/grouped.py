@@ -36,7 +36,9 @@ def lay_out(
     routing = moe.route(topk_ids, num_experts, expert_map, alignment=plan.alignment_m)
     if plan.gemm_mode == "masked":
         # Counts may be read on a CPU: the busiest expert, and no worst case, sets the memory taken.
-        capacity = max(int(routing.counts.max()), 1)
+        # A GPU's are not: a token chooses an expert once, so that none has more rows than tokens.
+        on_cpu = topk_ids.is_cpu
+        capacity = max(int(routing.counts.max()) if on_cpu else topk_ids.shape[0], 1)
         routing = moe.route(topk_ids, num_experts, expert_map, capacity=capacity)
     by_mode = {"psum_expert": routing.ends, "per_token": routing.expert_of_row}
     info = by_mode.get(plan.gemm_mode, routing.counts)
@@ -76,19 +78,21 @@ class GroupedGemm:
         scale: torch.Tensor | None,
         out: torch.Tensor,
         signal: torch.Tensor | None = None,
-    ) -> None:
+    ) -> tuple[int, int] | None:
         """The same, written to ``out[..., N]``. Masked rows may be flat, ``[R, K]``, or have a
-        dimension of slots, ``[E, R / E, K]``; their progress is reported to a ``signal``."""
+        dimension of slots, ``[E, R / E, K]``; their progress is reported to a ``signal``, whose
+        ``(block_m, threshold)`` is returned then."""
         form = "8bit" if isinstance(rows, tuple) else "16bit" if scale is None else "w8a16"
         weights = weight if scale is None else (weight, scale)
         if not self.masked:
             RAGGED[form](rows, weights, self.info, out, **self.options)
-            return
+            return None
         slots = tuple(map(self._slots, rows)) if isinstance(rows, tuple) else self._slots(rows)
         overlap = signal is not None
-        MASKED[form](
+        result = MASKED[form](
             slots, weights, self.info, self._slots(out), enable_overlap=overlap, signal=signal
         )
+        return result[2:] if overlap else None
 
     def _slots(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(0, (self.num_experts, -1)) if rows.dim() == 2 else rows

@@ -129,7 +129,8 @@ def _linear(
 
 _library = torch.library.Library("mate_plugin", "FRAGMENT")
 _library.define("block_linear(Tensor x, Tensor weight, Tensor scale, str activation) -> Tensor")
-_library.impl("block_linear", _linear, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("block_linear", _linear, _device)
 torch.library.register_fake(
     "mate_plugin::block_linear",
     lambda x, weight, *_: x.new_empty(x.shape[0], packing.as_rows(weight).shape[0]),

@@ -66,8 +66,8 @@ class ExpertsPlan:
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel runs the whole layer: it packs the rows of each expert."""
-        return self.gemm_mode == "per_expert"
+        """Whether one kernel runs the whole layer: it packs the rows of each expert, on CPUs."""
+        return self.gemm_mode == "per_expert" and self.impl not in select.GPU_IMPLS
 
     def describe(self) -> str:
         """One short phrase for people."""
@@ -107,12 +107,16 @@ def plan_experts(
     """Choose how a MoE layer on ``device`` computes.
 
     "auto" keeps 16-bit activations and packs the rows of each expert (``per_expert``, alignment 1)
-    on a CPU. ``alignment_m=None`` packs rows there too, in each mode. Weights of 16 bits leave no
-    choice of ``activation``: there is no GEMM of 16 by 8 bits.
+    on a CPU. ``alignment_m=None`` packs rows there too, in each mode. On a GPU "auto" takes
+    ``psum_expert`` and rounds activations to FP8 beside FP8 weights; None aligns rows to 128.
+    Weights of 16 bits leave no choice of ``activation``: there is no GEMM of 16 by 8 bits.
 
     Raises ValueError naming the argument, or NotImplementedError where the device has no kernels.
     """
-    chosen = _one_of("activation", "bf16" if activation == "auto" else activation, ACTIVATIONS)
+    # By name: torch knows "musa" only where its package is imported.
+    on_cpu = str(device).partition(":")[0] == "cpu"
+    best = "bf16" if on_cpu or weight_bits == 16 else "fp8"
+    chosen = _one_of("activation", best if activation == "auto" else activation, ACTIVATIONS)
     if weight_bits not in (8, 16):
         raise ValueError(f"weight_bits: expected 8 or 16, got {weight_bits}")
     if weight_bits == 16 and chosen == "fp8":
@@ -120,8 +124,9 @@ def plan_experts(
             "activation: expected auto or bf16 beside 16-bit weights, which are multiplied with"
             f" 16-bit activations only, got {activation!r}"
         )
-    mode = _one_of("gemm_mode", "per_expert" if gemm_mode == "auto" else gemm_mode, MODES)
-    alignment = 1 if alignment_m is None else alignment_m
+    best = "per_expert" if on_cpu else "psum_expert"
+    mode = _one_of("gemm_mode", best if gemm_mode == "auto" else gemm_mode, MODES)
+    alignment = (1 if on_cpu else 128) if alignment_m is None else alignment_m
     if alignment not in ALIGNMENTS:
         raise ValueError(f"alignment_m: expected one of 1, 128, 256, got {alignment_m}")
     if mode in ("per_expert", "masked"):

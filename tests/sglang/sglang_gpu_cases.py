@@ -41,7 +41,8 @@ def without_kernels() -> None:
     hooks = {hook.name: hook for hook in report.hooks()}
     for name in ("sglang.moe", "sglang.moe_deep_gemm", "sglang.deep_gemm"):
         assert not hooks[name].installed
-        assert "the CUDA kernels are not part of this version" in hooks[name].reason
+        reason = hooks[name].reason
+        assert "libmate_cuda.so is missing" in reason or "sees no GPU" in reason
     assert hooks["sglang.sparse"].reason == "expected the platform mate_cpu, found cuda"
     assert state() == before
 

@@ -23,7 +23,9 @@ def per_token_group_quant_fp8(
         return x.to(dtype), x.new_empty(x.shape, dtype=torch.float32)
     codes, scales = [], []
     for group in x.float().split(group_size, dim=-1):
-        scale = group.abs().amax(-1, keepdim=True).clamp(min=least) / LARGEST[dtype]
+        amax = group.abs().amax(-1, keepdim=True).clamp(min=least)
+        # By a tensor: torch multiplies by the reciprocal of a number on a GPU.
+        scale = amax / amax.new_tensor(LARGEST[dtype])
         if ue8m0:
             scale = power_of_two_above(scale)
         wide = (group / scale).clamp(-LARGEST[dtype], LARGEST[dtype])

@@ -1,0 +1,27 @@
+"""Tests of the CUDA kernels: torch's default device is the GPU in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gpu_contract
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(autouse=True)
+def _default_device() -> Iterator[None]:
+    torch.set_default_device(gpu_contract.DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases of ops without CUDA kernels are skipped by name."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if HERE in item.path.parents and params.get("call") in gpu_contract.NO_KERNELS:
+            item.add_marker(pytest.mark.skip(reason=f"no CUDA kernels: {params['call']}"))
