@@ -102,9 +102,12 @@ def main(
         "copy_gbs": copy_bandwidth(repeats),
     }
     rows: list[Row] = []
+    progress = Console(stderr=True, width=150)
     for family, (name, make) in cases(chosen, peer):
         if only in name:
-            rows.append(measure(family, name, make(), repeats))
+            rows.append(row := measure(family, name, make(), repeats))
+            beside = f", peer {row['peer_us']:.1f} us" if row["peer_us"] else ""
+            progress.print(f"{name}: {row['us']:.1f} us{beside} {row['fault']}", highlight=False)
         gc.collect()
         torch.cuda.empty_cache()
     if as_json:

@@ -59,16 +59,19 @@ def paged(batch: int, next_n: int, context: int, peer: Any | None, heads: int = 
     schedule = deep_gemm.get_paged_mqa_logits_metadata(lens, BLOCK)
     arguments = (q, cache, head_weights, lens, table)
     out = torch.zeros(batch * next_n, most)
-    visible = torch.arange(most) < (lens[:, None] - next_n + 1 + torch.arange(next_n)).view(-1, 1)
+    # DeepGEMM wants the length that each draft token sees.
+    seen = (lens[:, None] - next_n + 1 + torch.arange(next_n)).to(torch.int32)
+    visible = torch.arange(most) < seen.view(-1, 1)
     run = None
     theirs: list[torch.Tensor] = []
     if peer is not None:
         theirs_schedule = peer.get_paged_mqa_logits_metadata(
-            lens, BLOCK, library.processors(q.device)
+            seen, BLOCK, library.processors(q.device)
         )
+        theirs_arguments = (q, cache, head_weights, seen, table)
 
         def run() -> None:
-            theirs[:] = [peer.fp8_paged_mqa_logits(*arguments, theirs_schedule, most, False)]
+            theirs[:] = [peer.fp8_paged_mqa_logits(*theirs_arguments, theirs_schedule, most, False)]
 
     return Case(
         2.0 * sum(lens_list) * next_n * heads * DEPTH,
