@@ -1,5 +1,5 @@
-// The grouped product on Hopper: one warp copies tiles of A and B to shared memory, another one
-// their scales, two warpgroups multiply.
+// The grouped product on Hopper: one warp copies tiles of A and B and their scales to shared memory
+// (another one scales that the copy engine does not take), two warpgroups multiply.
 #pragma once
 
 #include "gpu/sm90a/gemm_copy.cuh"

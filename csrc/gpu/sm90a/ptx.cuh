@@ -23,23 +23,14 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-__device__ __forceinline__ void arrive(Barrier* bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+__device__ __forceinline__ void arrive_at(uint32_t bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+__device__ __forceinline__ void arrive(Barrier* bar) { arrive_at(shared_address(bar)); }
 
 __device__ __forceinline__ void arrive(Barrier* bar, uint32_t count) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(count)
                : "memory");
-}
-
-// The same on the barrier of another block of the cluster.
-__device__ __forceinline__ void arrive_at(Barrier* bar, uint32_t block) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(bar)),
-      "r"(block)
-      : "memory");
 }
 
 __device__ __forceinline__ void arrive_expecting(Barrier* bar, uint32_t bytes) {
@@ -48,19 +39,7 @@ __device__ __forceinline__ void arrive_expecting(Barrier* bar, uint32_t bytes) {
                : "memory");
 }
 
-__device__ __forceinline__ void wait(Barrier* bar, uint32_t phase) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n}" ::"r"(shared_address(bar)),
-      "r"(phase)
-      : "memory");
-}
-
-// The same by address in shared memory, which loops compute once.
+// Until the phase is over. Loops compute the address in shared memory once.
 __device__ __forceinline__ void wait_at(uint32_t bar, uint32_t phase) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -71,6 +50,9 @@ __device__ __forceinline__ void wait_at(uint32_t bar, uint32_t phase) {
       "finished:\n}" ::"r"(bar),
       "r"(phase)
       : "memory");
+}
+__device__ __forceinline__ void wait(Barrier* bar, uint32_t phase) {
+  wait_at(shared_address(bar), phase);
 }
 
 // Whether the phase is over, without waiting.
@@ -84,9 +66,6 @@ __device__ __forceinline__ bool test_at(uint32_t bar, uint32_t phase) {
       : "r"(bar), "r"(phase)
       : "memory");
   return done != 0;
-}
-__device__ __forceinline__ void arrive_at(uint32_t bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
 // Address of the same place in the shared memory of another block of the cluster.
@@ -189,11 +168,6 @@ __device__ __forceinline__ void sync_threads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Counts towards a barrier that others wait at.
-__device__ __forceinline__ void signal_threads(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 __device__ __forceinline__ uint32_t block_in_cluster() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -216,15 +190,9 @@ __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
-// A tile of rows of 128 bytes, as the copy engine's 128-byte swizzle lays it out; base aligned to
-// 1024 bytes. Adding bytes / 16 moves along the 128 bytes of a row.
-__device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
-  constexpr uint64_t kStride = 8 * 128, kSwizzle128 = 1;
-  return static_cast<uint64_t>((shared_address(tile) & 0x3ffff) >> 4) | (uint64_t{1} << 16) |
-         ((kStride >> 4) << 32) | (kSwizzle128 << 62);
-}
-
-// The low half of a descriptor, which alone depends on the address; bytes are a multiple of 16.
+// Descriptors of tiles of rows of 128 bytes, as the copy engine's 128-byte swizzle lays them out;
+// their base is aligned to 1024 bytes. Only the low half depends on the address; adding bytes / 16
+// to it moves along the 128 bytes of a row.
 __device__ __forceinline__ uint64_t descriptor_at(uint32_t low) {
   constexpr uint64_t kHigh = (uint64_t{1} << 62) | (uint64_t{8 * 128 / 16} << 32);
   return kHigh | low;
