@@ -9,6 +9,19 @@ using sm90a::is_aligned;
 
 bool is_fp8(DType type) { return type <= DType::kE5M2; }
 
+// Whether A and the output have a matrix for each group.
+bool is_batched(const Rows& rows) {
+  return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
+}
+int64_t row_planes(const Rows& rows) { return is_batched(rows) ? rows.num_groups : 1; }
+
+// Strides of elements to bytes.
+sm90a::TensorBox box(sm90a::TensorBox of_elements) {
+  of_elements.y_stride *= size_of(of_elements.type);
+  of_elements.z_stride *= size_of(of_elements.type);
+  return of_elements;
+}
+
 // Blocks of 128 of k or one for all of it.
 bool has_block_scales(const Gemm& p) {
   return (p.a_scale.data != nullptr && p.a_scale.k_block < p.k) ||
@@ -83,44 +96,20 @@ SignalUnits sm90a_signal_units(const Gemm& p) {
 namespace sm90a {
 
 TensorBox a_box(const Gemm& p, int x, int rows) {
-  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
-  const int64_t size = size_of(p.a.type);
-  return {p.a.data,
-          p.a.type,
-          p.k,
-          p.rows.rows,
-          batched ? p.rows.num_groups : 1,
-          p.a.row_stride * size,
-          p.a.group_stride * size,
-          x,
-          rows};
+  const Operand& a = p.a;
+  return box({a.data, a.type, p.k, p.rows.rows, row_planes(p.rows), a.row_stride, a.group_stride, x,
+              rows});
 }
 
 TensorBox b_box(const Gemm& p, int x, int rows) {
-  const int64_t size = size_of(p.b.type);
-  return {p.b.data,
-          p.b.type,
-          p.k,
-          p.n,
-          p.rows.num_groups,
-          p.b.row_stride * size,
-          p.b.group_stride * size,
-          x,
-          rows};
+  const Operand& b = p.b;
+  return box({b.data, b.type, p.k, p.n, p.rows.num_groups, b.row_stride, b.group_stride, x, rows});
 }
 
 TensorBox out_box(const Gemm& p, int x, int rows) {
-  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
-  const int64_t size = size_of(p.out.type);
-  return {p.out.data,
-          p.out.type,
-          p.n,
-          p.rows.rows,
-          batched ? p.rows.num_groups : 1,
-          p.out.row_stride * size,
-          p.out.group_stride * size,
-          x,
-          rows};
+  const Output& out = p.out;
+  return box({out.data, out.type, p.n, p.rows.rows, row_planes(p.rows), out.row_stride,
+              out.group_stride, x, rows});
 }
 
 ScaleCopy scale_copy(const Gemm& p) {
@@ -131,8 +120,8 @@ ScaleCopy scale_copy(const Gemm& p) {
   }
   if (a.k_stride == 1 && is_aligned(a_scale_box(p, 1, 1, true))) return ScaleCopy::kBoxesAlongK;
   // Boxes start at multiples of 16 bytes.
-  const bool aligned_rows = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked ||
-                            (p.rows.mode != RowMode::kPerExpert && p.rows.alignment % 4 == 0);
+  const bool aligned_rows =
+      is_batched(p.rows) || (p.rows.mode != RowMode::kPerExpert && p.rows.alignment % 4 == 0);
   if (a.row_stride == 1 && aligned_rows && is_aligned(a_scale_box(p, 1, 1, false))) {
     return ScaleCopy::kBoxesAlongRows;
   }
@@ -140,27 +129,17 @@ ScaleCopy scale_copy(const Gemm& p) {
 }
 
 TensorBox a_scale_box(const Gemm& p, int x, int y, bool along_k) {
-  const bool batched = p.rows.mode == RowMode::kBatched || p.rows.mode == RowMode::kMasked;
-  const int64_t blocks = ceil_div(p.k, 128), groups = batched ? p.rows.num_groups : 1;
-  const int64_t rows = p.rows.rows, plane = p.a_scale.group_stride * 4;
-  const float* data = p.a_scale.data;
-  if (along_k) {
-    return {data, DType::kF32, blocks, rows, groups, p.a_scale.row_stride * 4, plane, x, y, false};
-  }
-  return {data, DType::kF32, rows, blocks, groups, p.a_scale.k_stride * 4, plane, x, y, false};
+  const Scales& a = p.a_scale;
+  const int64_t blocks = ceil_div(p.k, 128), rows = p.rows.rows;
+  return box({a.data, DType::kF32, along_k ? blocks : rows, along_k ? rows : blocks,
+              row_planes(p.rows), along_k ? a.row_stride : a.k_stride, a.group_stride, x, y,
+              false});
 }
 
 TensorBox b_scale_box(const Gemm& p, int x, int y) {
-  return {p.b_scale.data,
-          DType::kF32,
-          ceil_div(p.k, 128),
-          ceil_div(p.n, 128),
-          p.rows.num_groups,
-          p.b_scale.row_stride * 4,
-          p.b_scale.group_stride * 4,
-          x,
-          y,
-          false};
+  const Scales& b = p.b_scale;
+  return box({b.data, DType::kF32, ceil_div(p.k, 128), ceil_div(p.n, 128), p.rows.num_groups,
+              b.row_stride, b.group_stride, x, y, false});
 }
 
 ScaleMode scale_mode(const Gemm& p) {
@@ -170,10 +149,7 @@ ScaleMode scale_mode(const Gemm& p) {
 
 Height tile_height(const Gemm& p) {
   // What a group has on average; the host does not know more.
-  int64_t rows = p.rows.rows;
-  if (p.rows.mode != RowMode::kBatched && p.rows.mode != RowMode::kMasked) {
-    rows /= p.rows.num_groups;
-  }
+  const int64_t rows = p.rows.rows / (is_batched(p.rows) ? 1 : p.rows.num_groups);
   if (rows <= 64) return Height::kSmall;
   if (rows <= 128) return Height::kMedium;
   // Pairs of blocks that share rows of A pay where all tiles are full.
