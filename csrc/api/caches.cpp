@@ -4,22 +4,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "api/cache_views.h"
 #include "api/entry.h"
-#include "cache_params.h"
 #include "cpu/cache_rows.h"
 
 namespace mate::api {
 namespace {
-
-Slots slots_of(const TensorView& x) {
-  return {data<const void>(x), x.dtype().bits == 64, x.stride(0), x.size(0)};
-}
-
-// cache is uint8 [num_blocks, block_size, depth + 4].
-KeyCache key_cache(const TensorView& cache) {
-  return {data<char>(cache), cache.size(0), cache.size(1),
-          cache.size(2) - static_cast<int64_t>(sizeof(float)), cache.stride(0)};
-}
 
 void quant_and_write_k(TensorView k, TensorView cache, TensorView slots, bool ue8m0, int64_t tag,
                        int64_t num_threads, int64_t /*stream*/) {

@@ -10,11 +10,6 @@
 namespace mate::api {
 namespace {
 
-Output output(const TensorView& out, int64_t tag) {
-  int d = out.ndim() - 2;
-  return {data<void>(out), dtype(tag), d > 0 ? out.stride(0) : 0, out.stride(d)};
-}
-
 void run(GroupedGemm& p, const std::vector<Group>& groups, int64_t num_threads) {
   p.groups = groups.data();
   p.num_groups = static_cast<int64_t>(groups.size());
@@ -68,16 +63,8 @@ void ragged_k_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
     k_first += k;
     k_block_first += ceil_div(k, 128);
   }
-  auto transposed = [](const TensorView& x, int64_t tag) -> Operand {
-    return {data<const void>(x), dtype(tag), 0, x.stride(1), x.stride(0)};
-  };
-  auto by_column = [](const OptionalTensor& s) -> Scales {
-    if (!s.has_value()) return {nullptr, 0, 0, 0, 1, 128};
-    const TensorView x = *s;
-    return {data<const float>(x), 0, x.stride(1), x.stride(0), 1, 128};
-  };
-  GroupedGemm p = problem(transposed(a, a_tag), transposed(b, b_tag), by_column(sa), by_column(sb),
-                          out.size(2));
+  GroupedGemm p = problem(transposed(a, a_tag), transposed(b, b_tag), scales_by_column(sa),
+                          scales_by_column(sb), out.size(2));
   p.out = output(out, out_tag);
   p.out.accumulate = true;
   run(p, groups, num_threads);

@@ -69,4 +69,37 @@ inline float swiglu_limit(double limit) {
   return limit < 0 ? std::numeric_limits<float>::infinity() : static_cast<float>(limit);
 }
 
+inline SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
+  return {matrix(x, tag), swiglu_limit(limit), rounded};
+}
+
+// What a call of quantise writes, and how.
+inline void set_quantised(Quantise& p, const TensorView& q, const TensorView& scale, int64_t group,
+                          bool ue8m0, int64_t q_tag) {
+  p.q = matrix(q, q_tag);
+  p.scale = data<float>(scale);
+  p.scale_row_stride = scale.stride(0);
+  p.scale_col_stride = scale.stride(1);
+  p.power_of_two = ue8m0;
+  p.rows = q.size(0);
+  p.cols = q.size(1);
+  p.group = group;
+}
+
+inline Output output(const TensorView& out, int64_t tag) {
+  const int d = out.ndim() - 2;
+  return {data<void>(out), dtype(tag), d > 0 ? out.stride(0) : 0, out.stride(d)};
+}
+
+// Operands and scales of a product over rows: x is [k, rows], s [blocks of 128 of k, rows].
+inline Operand transposed(const TensorView& x, int64_t tag) {
+  return {data<const void>(x), dtype(tag), 0, x.stride(1), x.stride(0)};
+}
+
+inline Scales scales_by_column(const OptionalTensor& s) {
+  if (!s.has_value()) return {nullptr, 0, 0, 0, 1, 128};
+  const TensorView x = *s;
+  return {data<const float>(x), 0, x.stride(1), x.stride(0), 1, 128};
+}
+
 }  // namespace mate::api

@@ -11,10 +11,6 @@
 namespace mate::api {
 namespace {
 
-SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
-  return {matrix(x, tag), swiglu_limit(limit), rounded};
-}
-
 void silu_and_mul(TensorView x, TensorView out, double limit, int64_t tag, int64_t num_threads,
                   int64_t /*stream*/) {
   MATE_COUNT_CALL("silu_and_mul");
@@ -25,14 +21,7 @@ void silu_and_mul(TensorView x, TensorView out, double limit, int64_t tag, int64
 void quantise(const Matrix& x, TensorView q, TensorView scale, Quantise p, int64_t group,
               bool ue8m0, int64_t q_tag, int64_t num_threads) {
   p.in.x = x;
-  p.q = matrix(q, q_tag);
-  p.scale = data<float>(scale);
-  p.scale_row_stride = scale.stride(0);
-  p.scale_col_stride = scale.stride(1);
-  p.power_of_two = ue8m0;
-  p.rows = q.size(0);
-  p.cols = q.size(1);
-  p.group = group;
+  set_quantised(p, q, scale, group, ue8m0, q_tag);
   p.num_threads = static_cast<int>(num_threads);
   kernels().quantise(p);
 }

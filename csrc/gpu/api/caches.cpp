@@ -1,20 +1,14 @@
 // Entry points that write and read paged caches on a GPU. Arguments were checked in Python
 // (mate_plugin/kernels/indexer_cache.py); the kernels cut slots, lengths and blocks to what exists.
+#include "api/cache_views.h"
 #include "gpu/cache_rows.h"
 #include "gpu/entry.h"
 
 namespace mate::gpu {
 namespace {
 
-Slots slots_of(const TensorView& x) {
-  return {data<const void>(x), x.dtype().bits == 64, x.stride(0), x.size(0)};
-}
-
-// cache is uint8 [num_blocks, block_size, depth + 4].
-KeyCache key_cache(const TensorView& cache) {
-  return {data<char>(cache), cache.size(0), cache.size(1),
-          cache.size(2) - static_cast<int64_t>(sizeof(float)), cache.stride(0)};
-}
+using api::key_cache;
+using api::slots_of;
 
 void quant_and_write_k(TensorView k, TensorView cache, TensorView slots, bool ue8m0, int64_t tag,
                        int64_t num_mp, int64_t stream) {

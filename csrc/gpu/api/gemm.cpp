@@ -12,7 +12,10 @@ namespace {
 
 using api::dtype;
 using api::operand;
+using api::output;
 using api::scales;
+using api::scales_by_column;
+using api::transposed;
 
 // Values of gemm_mode, as api::GemmMode has them.
 RowMode ragged_mode(int64_t gemm_mode) {
@@ -26,11 +29,6 @@ Operand rows_of_b(const TensorView& b, int64_t tag, int rank) {
     TVM_FFI_THROW(ValueError) << "packed weights: there are no CUDA kernels for them";
   }
   return operand(b, tag);
-}
-
-Output output(const TensorView& out, int64_t tag) {
-  const int d = out.ndim() - 2;
-  return {data<void>(out), dtype(tag), d > 0 ? out.stride(0) : 0, out.stride(d)};
 }
 
 Rows rows(RowMode mode, const TensorView& info, int64_t num_groups, int64_t count,
@@ -51,20 +49,28 @@ SignalUnits signal_units(const Gemm& p, const Launch& launch) {
   return {kPortableBlockM, kPortableBlockN};
 }
 
-void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
-                   TensorView info, TensorView out, int64_t a_tag, int64_t b_tag, int64_t gemm_mode,
-                   int64_t gran_n, int64_t gran_k, int64_t alignment_m, int64_t out_tag,
-                   int64_t num_mp, int64_t stream) {
-  MATE_COUNT_CALL("ragged_m_gemm");
+// A product with a weight for each expert; the rows are still to be told.
+Gemm experts(const TensorView& a, const OptionalTensor& sa, const TensorView& b,
+             const OptionalTensor& sb, const TensorView& out, int64_t a_tag, int64_t b_tag,
+             int64_t gran_n, int64_t gran_k, int64_t out_tag) {
   Gemm p{};
   p.a = operand(a, a_tag);
   p.b = rows_of_b(b, b_tag, 3);
   p.a_scale = scales(sa, 1, gran_k);
   p.b_scale = scales(sb, gran_n, gran_k);
   p.out = output(out, out_tag);
-  p.rows = rows(ragged_mode(gemm_mode), info, b.size(0), a.size(0), alignment_m);
   p.n = b.size(1);
-  p.k = a.size(1);
+  p.k = a.size(a.ndim() - 1);
+  return p;
+}
+
+void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
+                   TensorView info, TensorView out, int64_t a_tag, int64_t b_tag, int64_t gemm_mode,
+                   int64_t gran_n, int64_t gran_k, int64_t alignment_m, int64_t out_tag,
+                   int64_t num_mp, int64_t stream) {
+  MATE_COUNT_CALL("ragged_m_gemm");
+  Gemm p = experts(a, sa, b, sb, out, a_tag, b_tag, gran_n, gran_k, out_tag);
+  p.rows = rows(ragged_mode(gemm_mode), info, b.size(0), a.size(0), alignment_m);
   const Call call(a, num_mp, stream);
   run(p, call.launch());
 }
@@ -72,15 +78,8 @@ void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
 Gemm masked(const TensorView& a, const OptionalTensor& sa, const TensorView& b,
             const OptionalTensor& sb, const TensorView& counts, const TensorView& out,
             int64_t a_tag, int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag) {
-  Gemm p{};
-  p.a = operand(a, a_tag);
-  p.b = rows_of_b(b, b_tag, 3);
-  p.a_scale = scales(sa, 1, gran_k);
-  p.b_scale = scales(sb, gran_n, gran_k);
-  p.out = output(out, out_tag);
+  Gemm p = experts(a, sa, b, sb, out, a_tag, b_tag, gran_n, gran_k, out_tag);
   p.rows = rows(RowMode::kMasked, counts, b.size(0), a.size(1));
-  p.n = b.size(1);
-  p.k = a.size(2);
   return p;
 }
 
@@ -115,19 +114,11 @@ void ragged_k_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
                    int64_t num_mp, int64_t stream) {
   MATE_COUNT_CALL("ragged_k_gemm");
   constexpr int64_t kBlock = 128;
-  auto transposed = [](const TensorView& x, int64_t tag) -> Operand {
-    return {data<const void>(x), dtype(tag), 0, x.stride(1), x.stride(0)};
-  };
-  auto by_column = [](const OptionalTensor& s) -> Scales {
-    if (!s.has_value()) return {nullptr, 0, 0, 0, 1, kBlock};
-    const TensorView x = *s;
-    return {data<const float>(x), 0, x.stride(1), x.stride(0), 1, kBlock};
-  };
   Gemm p{};
   p.a = transposed(a, a_tag);
   p.b = transposed(b, b_tag);
-  p.a_scale = by_column(sa);
-  p.b_scale = by_column(sb);
+  p.a_scale = scales_by_column(sa);
+  p.b_scale = scales_by_column(sb);
   p.out = output(out, out_tag);
   p.out.accumulate = true;
   p.rows = rows(RowMode::kRaggedK, counts, out.size(0), out.size(1));

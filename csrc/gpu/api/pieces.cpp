@@ -9,10 +9,8 @@ namespace mate::gpu {
 namespace {
 
 using api::matrix;
-
-SwiGlu swiglu(const TensorView& x, int64_t tag, double limit, bool rounded) {
-  return {matrix(x, tag), api::swiglu_limit(limit), rounded};
-}
+using api::set_quantised;
+using api::swiglu;
 
 void silu_and_mul_entry(TensorView x, TensorView out, double limit, int64_t tag, int64_t num_mp,
                         int64_t stream) {
@@ -25,14 +23,7 @@ void silu_and_mul_entry(TensorView x, TensorView out, double limit, int64_t tag,
 void quantise_rows(Quantise p, const TensorView& q, const TensorView& scale, int64_t group,
                    bool ue8m0, int64_t q_tag, int64_t num_mp, int64_t stream) {
   const Call call(q, num_mp, stream);
-  p.q = matrix(q, q_tag);
-  p.scale = data<float>(scale);
-  p.scale_row_stride = scale.stride(0);
-  p.scale_col_stride = scale.stride(1);
-  p.power_of_two = ue8m0;
-  p.rows = q.size(0);
-  p.cols = q.size(1);
-  p.group = group;
+  set_quantised(p, q, scale, group, ue8m0, q_tag);
   quantise(p, call.launch());
 }
 
