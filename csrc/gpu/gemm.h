@@ -51,6 +51,6 @@ constexpr int64_t kPortableBlockM = 64, kPortableBlockN = 64;
 // Why the sm_90a kernels cannot serve a product, or null.
 const char* sm90a_gemm_unfit(const Gemm& p);
 void sm90a_gemm(const Gemm& p, const Launch& launch);
-SignalUnits sm90a_signal_units(const Gemm& p);
+SignalUnits sm90a_signal_units(const Gemm& p, const Launch& launch);
 
 }  // namespace mate::gpu

@@ -45,7 +45,7 @@ void run(const Gemm& p, const Launch& launch) {
 }
 
 SignalUnits signal_units(const Gemm& p, const Launch& launch) {
-  if (takes_sm90a(launch, sm90a_gemm_unfit(p))) return sm90a_signal_units(p);
+  if (takes_sm90a(launch, sm90a_gemm_unfit(p))) return sm90a_signal_units(p, launch);
   return {kPortableBlockM, kPortableBlockN};
 }
 

@@ -1,5 +1,8 @@
 #include "gpu/gemm.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "gpu/sm90a/gemm_args.h"
 
 namespace mate::gpu {
@@ -80,17 +83,9 @@ void sm90a_gemm(const Gemm& p, const Launch& launch) {
   sm90a::gemm_mixed_fp8(p, launch);
 }
 
-SignalUnits sm90a_signal_units(const Gemm& p) {
-  if (is_fp8(p.a.type) && !(p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3))
-    return {128, 128};
-  switch (sm90a::tile_height(p)) {
-    case sm90a::Height::kSmall:
-      return {64, 256};
-    case sm90a::Height::kMedium:
-      return {128, 128};
-    default:
-      return {256, 128};
-  }
+SignalUnits sm90a_signal_units(const Gemm& p, const Launch& launch) {
+  const sm90a::TileCost& form = sm90a::cost_of(sm90a::tile_form(p, launch.num_sms));
+  return {form.rows, form.cols};
 }
 
 namespace sm90a {
@@ -147,13 +142,42 @@ ScaleMode scale_mode(const Gemm& p) {
   return has_block_scales(p) ? ScaleMode::kBlocks : ScaleMode::kEnd;
 }
 
-Height tile_height(const Gemm& p) {
-  // What a group has on average; the host does not know more.
-  const int64_t rows = p.rows.rows / (is_batched(p.rows) ? 1 : p.rows.num_groups);
-  if (rows <= 64) return Height::kSmall;
-  if (rows <= 128) return Height::kMedium;
-  // Pairs of blocks that share rows of A pay where all tiles are full.
-  return p.rows.mode == RowMode::kBatched ? Height::kPairs : Height::kLarge;
+namespace {
+
+// Tiles of so many rows in all groups. The host knows neither counts nor ends: groups are taken to
+// be alike, their last block half full.
+double row_tiles(const Rows& rows, int tile_rows) {
+  const double groups = static_cast<double>(rows.num_groups);
+  if (is_batched(rows)) return groups * static_cast<double>(ceil_div(rows.rows, tile_rows));
+  const double used = static_cast<double>(rows.rows) / groups - 0.5 * (rows.alignment - 1);
+  return groups * std::max(1.0, used / tile_rows + 0.5);
+}
+
+double cycles(const Gemm& p, const TileCost& form, int num_sms) {
+  const double tiles =
+      row_tiles(p.rows, form.rows) * static_cast<double>(ceil_div(p.n, form.cols * form.cluster));
+  const double at_once = std::max(1, num_sms / form.cluster);
+  // Tiles that are not all known come out between whole rounds.
+  const double rounds =
+      is_batched(p.rows) ? std::ceil(tiles / at_once) : std::max(1.0, tiles / at_once + 0.5);
+  const double steps = static_cast<double>(ceil_div(p.k * size_of(p.a.type), 128));
+  return rounds * (steps * form.step + form.tile);
+}
+
+}  // namespace
+
+TileForm tile_form(const Gemm& p, int num_sms) {
+  const bool mixed = is_fp8(p.a.type) && !(p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3);
+  if (mixed) return TileForm::kWide;
+  TileForm best = TileForm::kSmall;
+  double least = cycles(p, cost_of(best), num_sms);
+  for (TileForm form : {TileForm::kNarrow, TileForm::kWide, TileForm::kTall, TileForm::kPairs}) {
+    // Scales of rows and columns at the end leave two blocks of rows too few registers.
+    if (form == TileForm::kPairs && scale_mode(p) == ScaleMode::kEnd) continue;
+    const double took = cycles(p, cost_of(form), num_sms);
+    if (took < least) least = took, best = form;
+  }
+  return best;
 }
 
 }  // namespace sm90a

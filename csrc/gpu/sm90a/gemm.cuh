@@ -1,5 +1,5 @@
-// The grouped product on Hopper: one warp copies tiles of A and B and their scales to shared memory
-// (another one scales that the copy engine does not take), two warpgroups multiply.
+// The grouped product on Hopper: one warp copies tiles of A and B to shared memory, another one
+// their scales, a third one results from there; two or three warpgroups multiply.
 #pragma once
 
 #include "gpu/sm90a/gemm_copy.cuh"
@@ -8,8 +8,9 @@
 namespace mate::gpu::sm90a {
 
 template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
-__global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant__ GemmArgs p) {
-  constexpr int kCluster = Shape::kCluster;
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    gemm_kernel(const __grid_constant__ GemmArgs p) {
+  constexpr int kCluster = Shape::kCluster, kWarpgroups = Shape::kWarpgroups;
   extern __shared__ __align__(1024) char memory[];
   const GemmShared<Shape> shared{memory};
   const GroupTable table(shared.table(), p.rows);
@@ -24,6 +25,10 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant
       init_barrier(shared.scales_full(i), p.scale_copy == ScaleCopy::kWords ? 32 : 1);
       init_barrier(shared.scales_empty(i), kWarpgroups * 4);
     }
+    for (int i = 0; i < kWarpgroups; ++i) {
+      init_barrier(shared.out_full(i), 4);
+      init_barrier(shared.out_empty(i), 1);
+    }
     fence_barrier_init();
   }
   fill_table(table, p.rows, Shape::kRows);
@@ -35,18 +40,24 @@ __global__ void __launch_bounds__(kThreads, 1) gemm_kernel(const __grid_constant
 
   const int rank = kCluster > 1 ? block_in_cluster() : 0;
   const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-  const TileWalk walk(table, p.rows, Shape::kRows, p.n_tiles);
+  const TileWalk walk(table, p.rows, Shape::kRows, p.tiling);
   if (threadIdx.x >= kWarpgroups * 128) {
-    fewer_registers<kProducerRegisters>();
+    fewer_registers<Shape::kProducerRegisters>();
     const int warp = threadIdx.x / 32 - kWarpgroups * 4;
-    if (threadIdx.x == kWarpgroups * 128) copy_tiles<mode>(p, shared, walk, first, step, rank);
-    if (mode == ScaleMode::kBlocks && p.scale_copy == ScaleCopy::kWords && warp == 1) {
-      copy_scale_words(p, shared, walk, first, step, rank);
+    const bool leads = threadIdx.x % 32 == 0;
+    if (warp == 0 && leads) copy_tiles(p, shared, walk, first, step, rank);
+    if (mode == ScaleMode::kBlocks && warp == 1) {
+      if (p.scale_copy == ScaleCopy::kWords) {
+        copy_scale_words(p, shared, walk, first, step, rank);
+      } else if (leads) {
+        copy_scale_boxes(p, shared, walk, first, step, rank);
+      }
     }
+    if (warp == 2 && leads && p.has_storer()) store_tiles(p, shared, walk, first, step, rank);
     __syncwarp();
   } else {
-    more_registers<kConsumerRegisters>();
-    multiply_tiles<Shape, a_type, b_type, mode>(p, shared, walk, first, step, rank);
+    more_registers<Shape::kConsumerRegisters>();
+    multiply_tiles<Shape, a_type, b_type, mode>(p, shared);
   }
   // No block may leave while another one still signals to it.
   if constexpr (kCluster > 1) sync_cluster();

@@ -15,20 +15,38 @@ enum class ScaleMode { kBlocks, kEnd, kNone };
 // from scales that lie along k or along rows.
 enum class ScaleCopy { kWords, kBoxesAlongK, kBoxesAlongRows };
 
+// ceil(2^32 / d) where d > 1.
+__host__ __device__ inline uint32_t inverse_of(uint32_t d) { return 0xffffffffu / d + 1; }
+
+// Columns of tiles that clusters meet, and how many rows of tiles make a band.
+struct Tiling {
+  int n_tiles, band;
+  uint32_t band_inverse, band_tiles_inverse;
+
+  Tiling() = default;
+  Tiling(int n_tiles, int band)
+      : n_tiles(n_tiles),
+        band(band),
+        band_inverse(inverse_of(band)),
+        band_tiles_inverse(inverse_of(n_tiles * band)) {}
+};
+
 struct GemmArgs {
   CUtensorMap a, b;
   Rows rows;
   int n, k_blocks;  // columns of the output, steps of 128 bytes along k
-  int n_tiles;      // of a cluster
-  int a_box_rows;   // rows of A that one copy moves
-  int k_size;       // bytes of an element
+  Tiling tiling;
+  int a_box_rows;  // rows of A that one copy moves
+  int k_size;      // bytes of an element
   Scales a_scale, b_scale;
   CUtensorMap a_scales, b_scales;  // where the copy engine takes them
   ScaleCopy scale_copy;
   Output out;
   CUtensorMap out_map;
-  bool out_boxes;  // whether the copy engine writes
+  bool out_boxes;  // whether the copy engine writes blocks of 64 rows that are full
   Signal signal;
+
+  __host__ __device__ bool has_storer() const { return out_boxes || signal.data != nullptr; }
 };
 
 // Operands as the copy engine sees them, in boxes of `x` elements of `rows` rows.
@@ -41,9 +59,24 @@ ScaleCopy scale_copy(const Gemm& p);
 TensorBox a_scale_box(const Gemm& p, int x, int y, bool along_k);
 TensorBox b_scale_box(const Gemm& p, int x, int y);
 
-// Height of tiles for a product.
-enum class Height { kSmall, kMedium, kLarge, kPairs };
-Height tile_height(const Gemm& p);
+// Tiles that a product may be cut into: rows, columns, blocks of a cluster that share rows of A,
+// and cycles of a multiprocessor for 128 bytes along k and for what a tile takes beside (measured).
+enum class TileForm { kSmall, kNarrow, kWide, kTall, kPairs };
+struct TileCost {
+  int rows, cols, cluster;
+  double step, tile;
+};
+constexpr TileCost kTileCosts[] = {
+    {64, 256, 1, 800, 1500},   // kSmall
+    {128, 64, 1, 400, 900},    // kNarrow
+    {128, 192, 1, 810, 1750},  // kWide
+    {192, 128, 2, 785, 1750},  // kTall
+    {256, 128, 2, 1055, 2800}  // kPairs
+};
+constexpr const TileCost& cost_of(TileForm form) { return kTileCosts[static_cast<int>(form)]; }
+
+// The form that serves a product soonest, as far as the host can know.
+TileForm tile_form(const Gemm& p, int num_sms);
 ScaleMode scale_mode(const Gemm& p);
 
 // One for each pair of types.

@@ -1,4 +1,4 @@
-// What brings tiles and their scales to shared memory.
+// What brings tiles and their scales to shared memory, and results from there.
 #pragma once
 
 #include "gpu/sm90a/gemm_args.h"
@@ -10,29 +10,36 @@ namespace mate::gpu::sm90a {
 // Stands for scales that are not there, with strides of 0.
 __device__ const float kOne = 1.0f;
 
+// Apart from tiles and ahead of them: boxes of scales are narrow, which takes the copy engine long.
 template <typename Shape>
-__device__ __forceinline__ void copy_scale_boxes(const GemmArgs& p, const GemmShared<Shape>& shared,
-                                                 int slot, uint32_t phase, int row, int z, int col,
-                                                 int group, int k) {
-  Barrier* full = shared.scales_full(slot);
-  char* to = shared.scales(slot);
-  wait(shared.scales_empty(slot), phase ^ 1);
-  arrive_expecting(full, Shape::kRowScaleBytes + Shape::kColScaleBytes);
+__device__ void copy_scale_boxes(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
+                                 int first_tile, int tile_step, int rank) {
+  Ring<kScaleSlots> ring;
   const bool along_k = p.scale_copy == ScaleCopy::kBoxesAlongK;
-  load_box(to, &p.a_scales, full, along_k ? k : row, along_k ? row : k, z, kEvictNormal);
-  load_box(to + Shape::kRowScaleBytes, &p.b_scales, full, k, col / kScaleCols, group, kEvictNormal);
+  for (int tile = first_tile; walk.find(tile); tile += tile_step) {
+    const int col = (walk.n_tile * Shape::kCluster + rank) * Shape::kCols;
+    const int z = walk.plane(), row = walk.row_first;
+    for (int k = 0; k < p.k_blocks; k += kScaleSteps, ring.next()) {
+      Barrier* full = shared.scales_full(ring.stage);
+      char* to = shared.scales(ring.stage);
+      wait(shared.scales_empty(ring.stage), ring.phase ^ 1);
+      arrive_expecting(full, Shape::kRowScaleBytes + Shape::kColScaleBytes);
+      load_box(to, &p.a_scales, full, along_k ? k : row, along_k ? row : k, z, kEvictNormal);
+      load_box(to + Shape::kRowScaleBytes, &p.b_scales, full, k, col / kScaleCols, walk.group,
+               kEvictNormal);
+    }
+  }
 }
 
-template <ScaleMode mode, typename Shape>
+template <typename Shape>
 __device__ void copy_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
                            int first_tile, int tile_step, int rank) {
   constexpr int kCluster = Shape::kCluster;
   Ring<Shape::kStages> ring;
-  Ring<kScaleSlots> slots;
   const int k_step = kStepBytes / static_cast<int>(p.k_size);
   for (int tile = first_tile; walk.find(tile); tile += tile_step) {
     const int n_first = (walk.n_tile * kCluster + rank) * Shape::kCols;
-    const int z = walk.is_batched() ? walk.group : 0;
+    const int z = walk.plane();
     const int boxes = kCluster > 1 ? 1
                                    : min(Shape::kRows / p.a_box_rows,
                                          (walk.rows + p.a_box_rows - 1) / p.a_box_rows);
@@ -40,11 +47,7 @@ __device__ void copy_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, T
     for (int k = 0; k < p.k_blocks; ++k, ring.next()) {
       Barrier* full = shared.full(ring.stage);
       wait(shared.empty(ring.stage), ring.phase ^ 1);
-      if (mode == ScaleMode::kBlocks && p.scale_copy != ScaleCopy::kWords && k % kScaleSteps == 0) {
-        copy_scale_boxes(p, shared, slots.stage, slots.phase, walk.row_first, z, n_first,
-                         walk.group, k);
-        slots.next();
-      }
+      if (k == 0) *shared.tile(ring.stage) = {walk.group, walk.row_first, walk.rows, n_first};
       arrive_expecting(full, a_bytes + Shape::kBBytes);
       char* a = shared.a(ring.stage);
       if constexpr (kCluster > 1) {
@@ -60,6 +63,9 @@ __device__ void copy_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, T
       load_box(shared.b(ring.stage), &p.b, full, k * k_step, n_first, walk.group, kEvictNormal);
     }
   }
+  wait(shared.empty(ring.stage), ring.phase ^ 1);
+  shared.tile(ring.stage)->rows = -1;
+  arrive(shared.full(ring.stage));
 }
 
 // One warp, by words, scales of four steps at a time, without waiting for them.
@@ -74,8 +80,7 @@ __device__ void copy_scale_words(const GemmArgs& p, const GemmShared<Shape>& sha
     const int col = n_first / kScaleCols * kScaleCols + lane * kScaleCols;
     const float *of_rows = &kOne, *of_cols = &kOne;
     if (a.data != nullptr) {
-      of_rows = a.data + (walk.is_batched() ? walk.group : 0) * a.group_stride +
-                (walk.row_first + lane) * a.row_stride;
+      of_rows = a.data + walk.plane() * a.group_stride + (walk.row_first + lane) * a.row_stride;
     }
     if (b.data != nullptr) {
       of_cols =
@@ -105,6 +110,42 @@ __device__ void copy_scale_words(const GemmArgs& p, const GemmShared<Shape>& sha
       of_cols += kScaleSteps * b.k_stride;
     }
   }
+}
+
+// Blocks of results that are full, and the overlap signal. Apart from the warps that multiply: each
+// of the copy engine's stores holds up the warp that asks for it.
+template <typename Shape>
+__device__ void store_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
+                            int first_tile, int tile_step, int rank) {
+  uint32_t phase = 0;
+  for (int tile = first_tile; walk.find(tile); tile += tile_step, phase ^= 1) {
+    const int n_first = (walk.n_tile * Shape::kCluster + rank) * Shape::kCols;
+    const int z = walk.plane();
+#pragma unroll 1
+    for (int wg = 0; wg < Shape::kWarpgroups; ++wg) {
+      wait(shared.out_full(wg), phase);
+#pragma unroll 1
+      for (int i = 0; i < Shape::kHalves * Shape::kOutParts; ++i) {
+        const int half = i / Shape::kOutParts, part = i % Shape::kOutParts;
+        const int row = Shape::first_row(wg, half),
+                  col = n_first + Shape::first_col(wg) + part * 64;
+        if (p.out_boxes && walk.rows >= row + OutStage::kRows && col < p.n) {
+          store_box(&p.out_map, shared_address(shared.out(wg, half) + part * OutStage::kBytes), col,
+                    walk.row_first + row, z);
+        }
+      }
+    }
+    commit_stores();
+    wait_stores_read<0>();
+    for (int wg = 0; wg < Shape::kWarpgroups; ++wg) arrive(shared.out_empty(wg));
+    if (p.signal.data != nullptr && n_first < p.n) {
+      wait_stores<0>();
+      __threadfence();
+      atomicAdd(p.signal.data + walk.group * p.signal.per_group + walk.row_in_group / Shape::kRows,
+                1);
+    }
+  }
+  wait_stores<0>();
 }
 
 }  // namespace mate::gpu::sm90a

@@ -1,16 +1,38 @@
 // Choosing a shape and launching it.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "gpu/sm90a/gemm.cuh"
 #include "gpu/sm90a/tensor_map.h"
 
 namespace mate::gpu::sm90a {
 
-// Height and width of tiles by the rows that groups have.
-using LargeShape = GemmShape<2, 128, false, 1, 3>;   // 256 x 128
-using PairsShape = GemmShape<2, 128, false, 2, 3>;   // the same, pairs share A
-using MediumShape = GemmShape<1, 128, false, 1, 5>;  // 128 x 128
-using SmallShape = GemmShape<1, 128, true, 1, 4>;    // 64 x 256
+using SmallShape = GemmShape<2, 1, 128, true, 1, 4>;
+using NarrowShape = GemmShape<2, 1, 64, false, 1, 8>;
+using WideShape = GemmShape<2, 1, 192, false, 1, 4>;
+using TallShape = GemmShape<3, 1, 128, false, 2, 4>;
+using PairsShape = GemmShape<2, 2, 128, false, 2, 3>;
+
+template <typename Shape>
+constexpr bool fits(TileForm form) {
+  const TileCost& cost = cost_of(form);
+  return cost.rows == Shape::kRows && cost.cols == Shape::kCols && cost.cluster == Shape::kCluster;
+}
+static_assert(fits<SmallShape>(TileForm::kSmall) && fits<NarrowShape>(TileForm::kNarrow) &&
+              fits<WideShape>(TileForm::kWide) && fits<TallShape>(TileForm::kTall) &&
+              fits<PairsShape>(TileForm::kPairs));
+
+// Rows of tiles in a band: those that make what all blocks read at a time the least, and more where
+// rows of A stay in the second-level cache, so that B is read once.
+inline int band_of_tiles(const Gemm& p, int rows, int cols, int num_sms) {
+  constexpr double kCached = 14 << 20;
+  const double least = std::sqrt(double(num_sms) * cols / rows);
+  const double cached = kCached / (double(rows) * p.k * size_of(p.a.type));
+  const double most = std::ceil(double(p.rows.rows) / rows);
+  return static_cast<int>(std::max(1.0, std::min(std::max(least, cached), most)));
+}
 
 template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
 void launch_shape(const Gemm& p, const Launch& launch) {
@@ -21,7 +43,8 @@ void launch_shape(const Gemm& p, const Launch& launch) {
   args.n = static_cast<int>(p.n);
   args.k_size = static_cast<int>(size);
   args.k_blocks = static_cast<int>(ceil_div(p.k * size, kStepBytes));
-  args.n_tiles = static_cast<int>(ceil_div(p.n, Shape::kCols * kCluster));
+  args.tiling = Tiling(static_cast<int>(ceil_div(p.n, Shape::kCols * kCluster)),
+                       band_of_tiles(p, Shape::kRows, Shape::kCols, launch.num_sms));
   args.a_box_rows = kCluster > 1 ? Shape::kRows / kCluster : Shape::kSideBySide ? 16 : Shape::kRows;
   args.a_scale = p.a_scale;
   args.b_scale = p.b_scale;
@@ -41,7 +64,7 @@ void launch_shape(const Gemm& p, const Launch& launch) {
   args.a = tensor_map(a_box(p, step, args.a_box_rows));
   args.b = tensor_map(b_box(p, step, Shape::kCols));
 
-  const TensorBox out = out_box(p, 64, 16);
+  const TensorBox out = out_box(p, 64, OutStage::kRows);
   args.out_boxes = p.out.type != DType::kF32 && is_aligned(out);
   if (args.out_boxes) args.out_map = tensor_map(out);
 
@@ -51,7 +74,7 @@ void launch_shape(const Gemm& p, const Launch& launch) {
         "shared memory of a GEMM");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(std::max(1, launch.num_sms / kCluster) * kCluster);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(Shape::kThreads);
   config.dynamicSmemBytes = bytes;
   config.stream = launch.stream;
   cudaLaunchAttribute cluster;
@@ -63,16 +86,20 @@ void launch_shape(const Gemm& p, const Launch& launch) {
 }
 
 template <DType a_type, DType b_type, ScaleMode mode>
-void launch_height(const Gemm& p, const Launch& launch) {
-  switch (tile_height(p)) {
-    case Height::kPairs:
-      return launch_shape<PairsShape, a_type, b_type, mode>(p, launch);
-    case Height::kLarge:
-      return launch_shape<LargeShape, a_type, b_type, mode>(p, launch);
-    case Height::kMedium:
-      return launch_shape<MediumShape, a_type, b_type, mode>(p, launch);
-    case Height::kSmall:
+void launch_form(const Gemm& p, const Launch& launch) {
+  switch (tile_form(p, launch.num_sms)) {
+    case TileForm::kSmall:
       return launch_shape<SmallShape, a_type, b_type, mode>(p, launch);
+    case TileForm::kNarrow:
+      return launch_shape<NarrowShape, a_type, b_type, mode>(p, launch);
+    case TileForm::kWide:
+      return launch_shape<WideShape, a_type, b_type, mode>(p, launch);
+    case TileForm::kTall:
+      return launch_shape<TallShape, a_type, b_type, mode>(p, launch);
+    case TileForm::kPairs:
+      if constexpr (mode != ScaleMode::kEnd) {
+        return launch_shape<PairsShape, a_type, b_type, mode>(p, launch);
+      }
   }
 }
 

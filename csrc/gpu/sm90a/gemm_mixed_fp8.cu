@@ -7,9 +7,9 @@ namespace {
 template <DType a_type, DType b_type>
 void launch_types(const Gemm& p, const Launch& launch) {
   if (scale_mode(p) == ScaleMode::kBlocks) {
-    return launch_shape<MediumShape, a_type, b_type, ScaleMode::kBlocks>(p, launch);
+    return launch_shape<WideShape, a_type, b_type, ScaleMode::kBlocks>(p, launch);
   }
-  launch_shape<MediumShape, a_type, b_type, ScaleMode::kEnd>(p, launch);
+  launch_shape<WideShape, a_type, b_type, ScaleMode::kEnd>(p, launch);
 }
 
 }  // namespace

@@ -14,20 +14,22 @@ namespace mate::gpu::sm90a {
 
 // Scales that do not depend on k; those of B may be by column. row: of the tile.
 template <int count>
-__device__ __forceinline__ void scale_sums(const GemmArgs& p, const TileWalk& tile, int row,
-                                           int col, int lane, float (&sums)[count]) {
+__device__ __forceinline__ void scale_sums(const GemmArgs& p, const Tile& tile, int row, int col,
+                                           int lane, float (&sums)[count]) {
   const Scales &a = p.a_scale, &b = p.b_scale;
   float of_rows[2] = {1.0f, 1.0f};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     if (a.data == nullptr) break;
     // Rows of no token take the scale of one that is there.
-    of_rows[r] = a.data[(tile.is_batched() ? tile.group : 0) * a.group_stride +
+    of_rows[r] = a.data[(is_batched(p.rows) ? tile.group : 0) * a.group_stride +
                         (tile.row_first + min(row + 8 * r, tile.rows - 1)) * a.row_stride];
   }
   const float* of_group = b.data == nullptr ? nullptr : b.data + tile.group * b.group_stride;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
+    // Few loads at a time: the sums leave few registers.
+    if (i % 16 == 0) asm volatile("" ::: "memory");
     float of_col = 1.0f;
     if (of_group != nullptr) {
       const int c = min(col + i / 4 * 8 + lane % 4 * 2 + i % 2, p.n - 1);
@@ -44,6 +46,30 @@ using Count = std::integral_constant<int, count>;
 // compute it again.
 __device__ __forceinline__ uint32_t uniform(uint32_t x) { return __shfl_sync(~0u, x, 0); }
 
+__device__ __forceinline__ Tile load_tile(uint32_t from) {
+  Tile t;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(t.group), "=r"(t.row_first), "=r"(t.rows), "=r"(t.col)
+               : "r"(from)
+               : "memory");
+  return t;
+}
+
+// Scales of a step, which are read from shared memory a step ahead: a wait between two products
+// would be one of the tensor cores.
+template <typename Shape, int active>
+struct StepScales {
+  float of_rows[active][2], of_cols[Shape::kWgColScales];
+};
+
+// A value that the compiler keeps in a register of each thread: neither computed again from the
+// thread's number, which takes long to read, nor moved to a register of the warp, which takes as
+// long.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("mov.u32 %0, %0;" : "+r"(x));
+  return x;
+}
+
 // Where a thread of a multiplying warpgroup stands: in a tile, in the ring of stages, and in that
 // of scales.
 template <typename Shape>
@@ -54,37 +80,40 @@ class Multiplier {
   int wg, warp, lane;
 
   __device__ Multiplier(const GemmShared<Shape>& shared, ScaleCopy scale_copy)
-      : wg(uniform(threadIdx.x / 128)), warp(uniform(threadIdx.x / 32)), lane(threadIdx.x % 32) {
+      : wg(uniform(threadIdx.x / 128)),
+        warp(uniform(threadIdx.x / 32)),
+        lane(kept(threadIdx.x % 32)) {
     const uint32_t base = shared_address(shared.base);
     a_first_ = uniform(descriptor_low(base + first_row(0) * kStepBytes));
     b_first_ = uniform(descriptor_low(base + Shape::kABytes + first_col() * kStepBytes));
     full_ = shared_address(shared.full(0));
+    tiles_ = shared_address(shared.tile(0));
     empty_ = shared_address(shared.empty(0));
     if (Shape::kCluster > 1) empty_ = address_in(empty_, lane % Shape::kCluster);
     const bool along_rows = scale_copy == ScaleCopy::kBoxesAlongRows;
     row_bytes_ = along_rows ? 4 : kScaleSteps * 4;
     step_bytes_ = along_rows ? Shape::kRows * 4 : 4;
     row_scales_ = shared_address(shared.scales(0)) + thread_row(0) * row_bytes_;
-    col_scales_ = shared_address(shared.scales(0)) + Shape::kRowScaleBytes;
+    col_scales_ = kept(shared_address(shared.scales(0)) + Shape::kRowScaleBytes) + lane / 32;
     scales_full_ = shared_address(shared.scales_full(0));
     scales_empty_ = shared_address(shared.scales_empty(0));
   }
 
-  // Blocks of rows alternate between warpgroups, so that both have work in a tile that is not full.
-  __device__ int first_row(int half) const {
-    return (Shape::kSideBySide ? half : half * kWarpgroups + wg) * 64;
-  }
-  __device__ int first_col() const { return Shape::kSideBySide ? wg * Shape::kWgCols : 0; }
+  __device__ int first_row(int half) const { return Shape::first_row(wg, half); }
+  __device__ int first_col() const { return Shape::first_col(wg); }
   __device__ int thread_row(int half) const { return first_row(half) + warp % 4 * 16 + lane / 4; }
 
-  __device__ __forceinline__ void wait_full() const {
-    if (!ready_) wait_at(full_ + ring_.stage * 8, ring_.phase);
+  // The tile whose first step is next.
+  __device__ __forceinline__ Tile next_tile() const {
+    wait_full();
+    return load_tile(tiles_ + ring_.stage * sizeof(Tile));
   }
-  // Goes to the next stage; asks early whether it is there.
+  __device__ __forceinline__ void wait_full() const {
+    wait_at(full_ + ring_.stage * 8, ring_.phase);
+  }
   __device__ __forceinline__ void next_stage() {
     used_ = ring_.stage;
     ring_.next();
-    ready_ = test_at(full_ + ring_.stage * 8, ring_.phase);
   }
   // Gives the stage back from which the last products came.
   __device__ __forceinline__ void signal_empty() const {
@@ -95,27 +124,39 @@ class Multiplier {
     }
   }
 
-  __device__ __forceinline__ void wait_scales() const {
+  // Waits for the scales of the next steps, which read_scales takes one by one.
+  __device__ __forceinline__ void enter_slot() {
     wait_at(scales_full_ + slots_.stage * 8, slots_.phase);
+    row_at_ = row_scales_ + slots_.stage * Shape::kSlotBytes;
+    col_at_ = col_scales_ + slots_.stage * Shape::kSlotBytes;
   }
-  __device__ __forceinline__ void signal_scales() {
+  __device__ __forceinline__ void leave_slot() {
     if (lane == 0) arrive_at(scales_empty_ + slots_.stage * 8);
     slots_.next();
   }
-  // step: of the slot. r: 0 or 8.
-  __device__ __forceinline__ float row_scale(int half, int r, int step) const {
-    return load_shared(row_scales_ + slots_.stage * Shape::kSlotBytes + step * step_bytes_ +
-                       (first_row(half) - first_row(0) + r) * row_bytes_);
-  }
-  // i: of the blocks of columns of the tile.
-  __device__ __forceinline__ float col_scale(int i, int step) const {
-    return load_shared(col_scales_ + slots_.stage * Shape::kSlotBytes + step * 4 +
-                       i * (kScaleSteps * 4));
+  // first_run: number of 64 columns from the start of the tile's first block.
+  template <int active>
+  __device__ __forceinline__ void read_scales(int first_run, StepScales<Shape, active>& to) {
+    constexpr int kRuns = Shape::kWgCols / Shape::kWgColScales / 64;
+#pragma unroll
+    for (int i = 0; i < Shape::kWgColScales; ++i) {
+      const int block = (first_run + i * kRuns) / (kScaleCols / 64);
+      to.of_cols[i] = load_shared(col_at_ + block * (kScaleSteps * 4));
+    }
+#pragma unroll
+    for (int h = 0; h < active; ++h) {
+      const uint32_t row = row_at_ + (first_row(h) - first_row(0)) * row_bytes_;
+      to.of_rows[h][0] = load_shared(row);
+      to.of_rows[h][1] = load_shared(row + 8 * row_bytes_);
+    }
+    row_at_ += step_bytes_;
+    col_at_ += 4;
   }
 
   template <DType a_type, DType b_type>
   __device__ __forceinline__ void start(int half, float (&sums)[kSums], bool adds) const {
-    constexpr uint32_t kHalf = (Shape::kSideBySide ? 64 : 128) * kStepBytes / 16;
+    constexpr uint32_t kHalf =
+        (Shape::kSideBySide ? 64 : Shape::kWarpgroups * 64) * kStepBytes / 16;
     const uint32_t stage = ring_.stage * (Shape::kStageBytes / 16);
     const uint32_t a = a_first_ + stage + half * kHalf, b = b_first_ + stage;
     fence_sums(sums);
@@ -125,67 +166,37 @@ class Multiplier {
 
  private:
   uint32_t a_first_, b_first_;  // descriptors of what the warpgroup multiplies, in the first stage
-  uint32_t full_;               // barriers of the first stage
+  uint32_t full_, tiles_;       // barriers and tiles of the first stage
   uint32_t empty_;              // those that this lane signals to, in its block of the cluster
   uint32_t row_scales_, col_scales_, scales_full_, scales_empty_;  // of the first slot
   uint32_t row_bytes_, step_bytes_;                                // from scale to scale of A
+  uint32_t row_at_ = 0, col_at_ = 0;                               // the next step's scales
   Ring<Shape::kStages> ring_;
   Ring<kScaleSlots> slots_;
   int used_ = 0;
-  bool ready_ = false;
-};
-
-// Scales of a step, which are read from shared memory a step ahead: a wait between two products
-// would be one of the tensor cores.
-template <typename Shape, int active>
-struct StepScales {
-  float of_rows[active][2], of_cols[Shape::kWgColScales];
-
-  // first_run: number of 64 columns from the start of the tile's first block.
-  __device__ __forceinline__ void read(const Multiplier<Shape>& at, int first_run, int step) {
-    constexpr int kRuns = Shape::kWgCols / Shape::kWgColScales / 64;
-#pragma unroll
-    for (int i = 0; i < Shape::kWgColScales; ++i) {
-      of_cols[i] = at.col_scale((first_run + i * kRuns) / (kScaleCols / 64), step);
-    }
-#pragma unroll
-    for (int h = 0; h < active; ++h) {
-      of_rows[h][0] = at.row_scale(h, 0, step);
-      of_rows[h][1] = at.row_scale(h, 8, step);
-    }
-  }
-
-  // Those of step k, where there is one; a slot is given back with its last scale.
-  __device__ __forceinline__ void read_next(Multiplier<Shape>& at, int first_run, int k,
-                                            int k_blocks) {
-    const int step = k % kScaleSteps;
-    if (step == 0 || k == k_blocks) at.signal_scales();
-    if (k == k_blocks) return;
-    if (step == 0) at.wait_scales();
-    read(at, first_run, step);
-  }
 };
 
 // All steps along k of one tile, of which `active` blocks of rows are this warpgroup's. Between the
 // end of products and the start of the next ones is nothing but the sums; the rest is done while
-// products run.
-template <int active, DType a_type, DType b_type, ScaleMode mode, typename Shape>
+// products run, and must not take longer than they do: begin() beside the first ones, and finish(h)
+// for a block whose sums are complete, but the last one. kEnd has no registers for the latter.
+template <int active, DType a_type, DType b_type, ScaleMode mode, typename Shape, typename Begin,
+          typename Finish>
 __device__ __forceinline__ void multiply_steps(int k_blocks, int first_run, Multiplier<Shape>& at,
-                                               float (&sums)[Shape::kHalves][Shape::kWgCols / 2]) {
+                                               float (&sums)[Shape::kHalves][Shape::kWgCols / 2],
+                                               Begin&& begin, Finish&& finish) {
   constexpr bool kScaled = mode == ScaleMode::kBlocks;
   constexpr int kSums = Shape::kWgCols / 2, kColScales = Shape::kWgColScales;
   StepScales<Shape, active> scales;
-  if constexpr (kScaled) {
-    at.wait_scales();
-    scales.read(at, first_run, 0);
-  }
-#pragma unroll 1
-  for (int k = 0; k < k_blocks; ++k) {
+  // ends: the last step of a slot of scales. last: of the tile.
+  auto step = [&](auto ends, auto last, bool first = false) {
     at.wait_full();
 #pragma unroll
     for (int h = 0; h < active; ++h) {
-      float part[kSums], scale[kColScales][2];
+      float part[kSums];
+      [[maybe_unused]] float scale[kColScales][2];
       at.template start<a_type, b_type>(h, part, false);
+      if (h == 0 && first) begin();
       if constexpr (kScaled) {
 #pragma unroll
         for (int i = 0; i < kColScales; ++i) {
@@ -193,9 +204,16 @@ __device__ __forceinline__ void multiply_steps(int k_blocks, int first_run, Mult
           scale[i][1] = scales.of_rows[h][1] * scales.of_cols[i];
         }
       }
+      if constexpr (last.value && kScaled) {
+        if (h > 0) finish(h - 1);
+      }
       if (h + 1 == active) {
         at.next_stage();
-        if constexpr (kScaled) scales.read_next(at, first_run, k + 1, k_blocks);
+        if constexpr (kScaled) {
+          if constexpr (ends.value) at.leave_slot();
+          if constexpr (ends.value && !last.value) at.enter_slot();
+          if constexpr (!last.value) at.read_scales(first_run, scales);
+        }
       }
       wait_products<0>();
       fence_sums(part);
@@ -209,7 +227,27 @@ __device__ __forceinline__ void multiply_steps(int k_blocks, int first_run, Mult
         }
       }
     }
+  };
+  if constexpr (kScaled) {
+    at.enter_slot();
+    at.read_scales(first_run, scales);
   }
+  constexpr std::false_type kNo;
+  constexpr std::true_type kYes;
+  // Whole slots without a branch inside, so that the compiler asks for the next stage amid the
+  // sums.
+  int k = 0;
+  if (!kScaled || k_blocks <= kScaleSteps) begin();
+#pragma unroll 1
+  for (; kScaled && k + kScaleSteps < k_blocks; k += kScaleSteps) {
+    step(kNo, kNo, k == 0);
+#pragma unroll
+    for (int i = 1; i + 1 < kScaleSteps; ++i) step(kNo, kNo);
+    step(kYes, kNo);
+  }
+#pragma unroll 1
+  for (; k + 1 < k_blocks; ++k) step(kNo, kNo);
+  step(kYes, kYes);
 }
 
 // The same without sums of its own: in the tensor cores throughout, as 16-bit operands allow.
@@ -234,40 +272,89 @@ template <ScaleMode mode, typename Shape>
 __device__ __forceinline__ void pass_steps(int k_blocks, Multiplier<Shape>& at) {
 #pragma unroll 1
   for (int k = 0; k < k_blocks; ++k) {
-    if (mode == ScaleMode::kBlocks && k % kScaleSteps == 0) at.wait_scales();
+    if (mode == ScaleMode::kBlocks && k % kScaleSteps == 0) at.enter_slot();
     at.wait_full();
     at.next_stage();
     at.signal_empty();
     const bool ends_slot = k % kScaleSteps + 1 == kScaleSteps || k + 1 == k_blocks;
-    if (mode == ScaleMode::kBlocks && ends_slot) at.signal_scales();
+    if (mode == ScaleMode::kBlocks && ends_slot) at.leave_slot();
   }
 }
 
 template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
-__device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, TileWalk walk,
-                               int first_tile, int tile_step, int rank) {
-  constexpr int kHalves = Shape::kHalves, kCluster = Shape::kCluster;
+__device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& shared) {
+  constexpr int kHalves = Shape::kHalves;
   Multiplier<Shape> at(shared, p.scale_copy);
-  const uint32_t staged = shared_address(shared.out(at.warp));
-  for (int tile = first_tile; walk.find(tile); tile += tile_step) {
-    const int col = (walk.n_tile * kCluster + rank) * Shape::kCols + at.first_col();
-    const int first_run = (col - at.first_col()) % kScaleCols / 64 + at.first_col() / 64;
+  const uint32_t staged = shared_address(shared.out(at.wg, 0)) + at.warp % 4 * OutStage::kWarpBytes;
+  uint32_t out_phase = 0;
+  // Gives what is staged to the warp that stores. A fence takes long; products hide it.
+  bool staged_tile = false;
+  auto publish = [&] {
+    if (!staged_tile) return;
+    fence_shared();
+    if (p.signal.data != nullptr) __threadfence();
+    __syncwarp();
+    if (at.lane == 0) arrive(shared.out_full(at.wg));
+    staged_tile = false;
+  };
+  for (;;) {
+    const Tile tile = at.next_tile();
+    if (tile.rows < 0) break;
+    const int col = tile.col + at.first_col();
+    const int first_run = tile.col % kScaleCols / 64 + at.first_col() / 64;
     float sums[kHalves][Shape::kWgCols / 2];
     int active = 0;
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
-      active += at.first_row(h) < walk.rows;
+      active += at.first_row(h) < tile.rows;
 #pragma unroll
       for (float& sum : sums[h]) sum = 0;
     }
+    auto out_tile = [&](int h) {
+      const int first = at.first_row(h) + at.warp % 4 * 16;
+      return OutTile<Shape::kWgCols / 2>{p, is_batched(p.rows) ? tile.group : 0,
+                                         tile.row_first + first, tile.rows - first, col};
+    };
+    auto stage_of = [&](int h) { return staged + h * Shape::kOutParts * OutStage::kBytes; };
+    auto finish = [&](int h) {
+      if (h == 0 && p.has_storer()) wait(shared.out_empty(at.wg), out_phase ^ 1);
+      if constexpr (mode == ScaleMode::kEnd) {
+        scale_sums(p, tile, at.thread_row(h), col, at.lane, sums[h]);
+      }
+      if (col < p.n) out_tile(h).stage(sums[h], stage_of(h), at.lane);
+    };
+    auto store = [&](auto count) {
+      __syncwarp();
+#pragma unroll
+      for (int h = 0; h < count.value; ++h) {
+        const bool boxed = p.out_boxes && tile.rows >= at.first_row(h) + OutStage::kRows;
+        if (!boxed && col < p.n) out_tile(h).store(stage_of(h), at.lane);
+      }
+      if (p.has_storer()) {
+        staged_tile = true;
+        out_phase ^= 1;
+      }
+    };
     auto run = [&](auto count) {
       constexpr int kActive = decltype(count)::value;
       if constexpr (kActive == 0) {
+        publish();
         pass_steps<mode>(p.k_blocks, at);
+        if (p.has_storer()) wait(shared.out_empty(at.wg), out_phase ^ 1);
+        store(count);
       } else if constexpr (mode == ScaleMode::kNone) {
+        publish();
         multiply_in_place<kActive, a_type, b_type>(p.k_blocks, at, sums);
+#pragma unroll
+        for (int h = 0; h < kActive; ++h) finish(h);
+        store(count);
       } else {
-        multiply_steps<kActive, a_type, b_type, mode>(p.k_blocks, first_run, at, sums);
+        multiply_steps<kActive, a_type, b_type, mode>(p.k_blocks, first_run, at, sums, publish,
+                                                      finish);
+        constexpr bool kScaled = mode == ScaleMode::kBlocks;
+#pragma unroll
+        for (int h = kScaled ? kActive - 1 : 0; h < kActive; ++h) finish(h);
+        store(count);
       }
     };
     if (active == kHalves) {
@@ -277,32 +364,8 @@ __device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& share
     } else {
       run(Count<0>());
     }
-
-    const int64_t z = walk.is_batched() ? walk.group : 0;
-    // The copy engine may still read the sums of the tile before.
-    wait_stores_read<0>();
-    __syncwarp();
-#pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      if (h >= active || col >= p.n) break;
-      if constexpr (mode == ScaleMode::kEnd) {
-        scale_sums(p, walk, at.thread_row(h), col, at.lane, sums[h]);
-      }
-      const int first = at.first_row(h) + at.warp % 4 * 16;
-      OutTile(p, z, walk.row_first + first, walk.rows - first, col)
-          .put(sums[h], staged + h * (Shape::kWarpOutBytes / kHalves), at.lane);
-    }
-    if (p.signal.data != nullptr) {
-      wait_stores<0>();
-      __threadfence();
-      sync_threads(1, kWarpgroups * 128);
-      if (threadIdx.x == 0 && (walk.n_tile * kCluster + rank) * Shape::kCols < p.n) {
-        atomicAdd(
-            p.signal.data + walk.group * p.signal.per_group + walk.row_in_group / Shape::kRows, 1);
-      }
-    }
   }
-  wait_stores<0>();
+  publish();
 }
 
 }  // namespace mate::gpu::sm90a

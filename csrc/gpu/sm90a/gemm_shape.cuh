@@ -2,22 +2,24 @@
 #pragma once
 
 #include "gpu/sm90a/gemm_epilogue.cuh"
+#include "gpu/sm90a/gemm_tiles.cuh"
 #include "gpu/sm90a/ptx.cuh"
 
 namespace mate::gpu::sm90a {
 
 constexpr int kStepBytes = 128;  // of a row of A or B along k, in one step
-constexpr int kWarpgroups = 2;
-constexpr int kThreads = (kWarpgroups + 1) * 128;
 // Scales travel by themselves, of so many steps at a time.
 constexpr int kScaleSteps = 4, kScaleSlots = 3;
 constexpr int kScaleCols = 128;  // that share one
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 
 // halves: blocks of 64 rows of a warpgroup. Warpgroups share the columns of a tile, or its rows
 // where side_by_side. cluster: blocks that share the rows of A.
-template <int halves, int wg_cols, bool side_by_side, int cluster, int stages>
+template <int warpgroups, int halves, int wg_cols, bool side_by_side, int cluster, int stages>
 struct GemmShape {
+  static constexpr int kWarpgroups = warpgroups;  // that multiply
+  static constexpr int kThreads = (kWarpgroups + 1) * 128;
+  static constexpr int kProducerRegisters = kWarpgroups > 2 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kWarpgroups > 2 ? 160 : 232;
   static constexpr int kWgCols = wg_cols;
   static constexpr int kHalves = halves, kCluster = cluster, kStages = stages;
   static constexpr bool kSideBySide = side_by_side;
@@ -25,8 +27,8 @@ struct GemmShape {
   static constexpr int kCols = kWgCols * (side_by_side ? kWarpgroups : 1);
   static constexpr int kABytes = kRows * kStepBytes, kBBytes = kCols * kStepBytes;
   static constexpr int kStageBytes = kABytes + kBBytes;
-  static constexpr int kWarpOutBytes = halves * (wg_cols / 64) * WarpStage::kBytes;
-  static constexpr int kOutBytes = kWarpgroups * 4 * kWarpOutBytes;
+  static constexpr int kOutParts = wg_cols / 64;  // boxes of the output for a block of 64 rows
+  static constexpr int kOutBytes = kWarpgroups * halves * kOutParts * OutStage::kBytes;
   // Blocks of columns that a tile meets, and runs of columns of a warpgroup in one block: tiles of
   // 192 columns cut blocks in half.
   static constexpr int kColBlocks = (kCols + kScaleCols - 1) / kScaleCols;
@@ -37,9 +39,17 @@ struct GemmShape {
   static constexpr int kSlotBytes = kRowScaleBytes + 128;
   static_assert(kColScaleBytes <= 128);
   static constexpr int kBarrierBytes =
-      2 * (stages + kScaleSlots) * static_cast<int>(sizeof(Barrier));
+      2 * (stages + kScaleSlots + kWarpgroups) * static_cast<int>(sizeof(Barrier));
+  static constexpr int kTileBytes = stages * static_cast<int>(sizeof(Tile));
   static constexpr int kBytes =
-      stages * kStageBytes + kOutBytes + kScaleSlots * kSlotBytes + kBarrierBytes;
+      stages * kStageBytes + kOutBytes + kScaleSlots * kSlotBytes + kBarrierBytes + kTileBytes;
+
+  // Where a block of a warpgroup begins in the tile. Blocks of rows alternate between warpgroups,
+  // so that all have work in a tile that is not full.
+  __device__ static int first_row(int wg, int half) {
+    return (side_by_side ? half : half * kWarpgroups + wg) * 64;
+  }
+  __device__ static int first_col(int wg) { return side_by_side ? wg * kWgCols : 0; }
 };
 
 template <typename Shape>
@@ -48,21 +58,30 @@ struct GemmShared {
 
   __device__ char* a(int stage) const { return base + stage * Shape::kStageBytes; }
   __device__ char* b(int stage) const { return a(stage) + Shape::kABytes; }
-  __device__ char* out(int warp) const {
-    return base + Shape::kStages * Shape::kStageBytes + warp * Shape::kWarpOutBytes;
+  // An OutStage for each 64 columns of a block of rows.
+  __device__ char* out(int wg, int half) const {
+    return base + Shape::kStages * Shape::kStageBytes +
+           (wg * Shape::kHalves + half) * Shape::kOutParts * OutStage::kBytes;
   }
   // Scales of A [row, kScaleSteps] (kBoxesAlongRows: [kScaleSteps, row]), then of B [block of
   // columns, kScaleSteps].
   __device__ char* scales(int slot) const {
-    return out(kWarpgroups * 4) + slot * Shape::kSlotBytes;
+    return out(Shape::kWarpgroups, 0) + slot * Shape::kSlotBytes;
+  }
+  // The tile whose first step is in a stage.
+  __device__ Tile* tile(int stage) const {
+    return reinterpret_cast<Tile*>(scales(kScaleSlots)) + stage;
   }
   __device__ Barrier* full(int stage) const {
-    return reinterpret_cast<Barrier*>(scales(kScaleSlots)) + stage;
+    return reinterpret_cast<Barrier*>(tile(Shape::kStages)) + stage;
   }
   __device__ Barrier* empty(int stage) const { return full(Shape::kStages) + stage; }
   __device__ Barrier* scales_full(int slot) const { return empty(Shape::kStages) + slot; }
   __device__ Barrier* scales_empty(int slot) const { return scales_full(kScaleSlots) + slot; }
-  __device__ void* table() const { return scales_empty(kScaleSlots); }
+  // Whether a warpgroup has staged its part of the output, and whether that was copied.
+  __device__ Barrier* out_full(int wg) const { return scales_empty(kScaleSlots) + wg; }
+  __device__ Barrier* out_empty(int wg) const { return out_full(Shape::kWarpgroups) + wg; }
+  __device__ void* table() const { return out_empty(Shape::kWarpgroups); }
 };
 
 // Position in the ring of stages.

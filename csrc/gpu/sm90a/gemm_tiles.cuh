@@ -1,7 +1,7 @@
 // Which tile of which group a block works on, found on the device from Rows.
 #pragma once
 
-#include "gpu/gemm.h"
+#include "gpu/sm90a/gemm_args.h"
 
 namespace mate::gpu::sm90a {
 
@@ -118,55 +118,75 @@ __device__ inline void fill_table(const GroupTable& table, const Rows& rows, int
   if (lane == 0) table.tile[groups] = tiles;
 }
 
-// Goes through tiles of a cluster in ascending order. Bands of rows keep what blocks read at a time
-// in the second-level cache.
+// x / d: a division of integers would cost as much as half a step of a tile.
+__device__ __forceinline__ uint32_t divide(uint32_t x, uint32_t d, uint32_t inverse) {
+  if (d == 1) return x;
+  const uint32_t q = __umulhi(x, inverse);
+  return q * d > x ? q - 1 : q;
+}
+
+// A, its scales and the output have a matrix for each group.
+__device__ __forceinline__ bool is_batched(const Rows& rows) {
+  return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
+}
+
+// What the copying warp tells the multiplying ones of a tile.
+struct alignas(16) Tile {
+  int group, row_first;
+  int rows;  // of the group from the tile on; negative where there is no tile any more
+  int col;
+};
+
+// Goes through tiles of a cluster in ascending order, in bands of rows, which keep what blocks read
+// at a time in the second-level cache.
 class TileWalk {
  public:
-  static constexpr int kBand = 8;
-
   int group = 0;
-  int row_first, rows;  // of the tile's group from the tile on
+  int row_first, rows;  // as in Tile
   int row_in_group;
   int n_tile;
 
-  __device__ TileWalk(const GroupTable& table, const Rows& rows, int tile_rows, int n_tiles)
-      : table_(table), all_(rows), tile_rows_(tile_rows), n_tiles_(n_tiles) {}
+  __device__ TileWalk(const GroupTable& table, const Rows& rows, int tile_rows,
+                      const Tiling& tiling)
+      : table_(table), all_(rows), tiling_(tiling), tile_rows_(tile_rows) {}
 
   __device__ bool find(int tile) {
     const bool batched = all_.mode == RowMode::kBatched;
-    int before, m_tiles;
+    const int groups = static_cast<int>(all_.num_groups), n_tiles = tiling_.n_tiles;
+    int before = 0, m_tiles;
     if (batched) {
-      m_tiles = static_cast<int>((all_.rows + tile_rows_ - 1) / tile_rows_);
-      const int each = m_tiles * n_tiles_;
-      if (each == 0 || tile / each >= all_.num_groups) return false;
-      group = tile / each;
+      m_tiles = (static_cast<int>(all_.rows) + tile_rows_ - 1) / tile_rows_;
+      const int each = m_tiles * n_tiles;
+      group = groups == 1 ? tile >= each : tile / max(each, 1);
+      if (each == 0 || group >= groups) return false;
       before = group * m_tiles;
     } else {
-      while (group < all_.num_groups && tile >= table_.tile[group + 1] * n_tiles_) ++group;
-      if (group == all_.num_groups) return false;
+      while (group < groups && tile >= table_.tile[group + 1] * n_tiles) ++group;
+      if (group == groups) return false;
       before = table_.tile[group];
       m_tiles = table_.tile[group + 1] - before;
     }
-    const int local = tile - before * n_tiles_;
-    const int band = local / (kBand * n_tiles_), in_band = local - band * kBand * n_tiles_;
-    const int band_rows = min(kBand, m_tiles - band * kBand);
-    n_tile = in_band / band_rows;
-    row_in_group = (band * kBand + in_band - n_tile * band_rows) * tile_rows_;
+    const int local = tile - before * n_tiles, band_tiles = tiling_.band * n_tiles;
+    const int band = divide(local, band_tiles, tiling_.band_tiles_inverse);
+    const int in_band = local - band * band_tiles, first_tile = band * tiling_.band;
+    const int height = min(tiling_.band, m_tiles - first_tile);
+    n_tile =
+        divide(in_band, height, height == tiling_.band ? tiling_.band_inverse : inverse_of(height));
+    row_in_group = (first_tile + in_band - n_tile * height) * tile_rows_;
     const int count = batched ? static_cast<int>(all_.rows) : table_.count[group];
     row_first = row_in_group + (batched ? 0 : table_.first[group]);
     rows = count - row_in_group;
     return true;
   }
 
-  // A, its scales and the output have a matrix for each group.
-  __device__ bool is_batched() const {
-    return all_.mode == RowMode::kBatched || all_.mode == RowMode::kMasked;
-  }
+  // Group where A, its scales and the output have a matrix for each.
+  __device__ int plane() const { return is_batched(all_) ? group : 0; }
 
  private:
   GroupTable table_;
   const Rows& all_;
-  int tile_rows_, n_tiles_;
+  const Tiling& tiling_;
+  int tile_rows_;
 };
 
 }  // namespace mate::gpu::sm90a

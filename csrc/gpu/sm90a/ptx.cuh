@@ -39,33 +39,23 @@ __device__ __forceinline__ void arrive_expecting(Barrier* bar, uint32_t bytes) {
                : "memory");
 }
 
-// Until the phase is over. Loops compute the address in shared memory once.
+// Until the phase is over. Loops compute the address in shared memory once. With a time to sleep
+// the warp sleeps until the phase ends; without one it asks again and again, in the issue slots of
+// the warps that multiply.
 __device__ __forceinline__ void wait_at(uint32_t bar, uint32_t phase) {
+  constexpr uint32_t kNanoseconds = 10'000'000;
   asm volatile(
       "{\n.reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
       "@done bra finished;\n"
       "bra again;\n"
       "finished:\n}" ::"r"(bar),
-      "r"(phase)
+      "r"(phase), "n"(kNanoseconds)
       : "memory");
 }
 __device__ __forceinline__ void wait(Barrier* bar, uint32_t phase) {
   wait_at(shared_address(bar), phase);
-}
-
-// Whether the phase is over, without waiting.
-__device__ __forceinline__ bool test_at(uint32_t bar, uint32_t phase) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}"
-      : "=r"(done)
-      : "r"(bar), "r"(phase)
-      : "memory");
-  return done != 0;
 }
 
 // Address of the same place in the shared memory of another block of the cluster.
