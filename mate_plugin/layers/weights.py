@@ -21,7 +21,8 @@ def check_weights(
 
     Raises:
         ValueError: a shape, or one scale without the other.
-        TypeError: weights without scales that are not of one 16-bit dtype, or the reverse.
+        TypeError: weights without scales that are not of one 16-bit dtype, or the reverse; scales
+            that are not float32.
     """
     check_block(block)
     n, k = block
@@ -39,6 +40,8 @@ def check_weights(
         "w13_scale": (w13_scale, (experts, 2 * _blocks(inner, n), _blocks(hidden, k))),
         "w2_scale": (w2_scale, (experts, _blocks(hidden, n), _blocks(inner, k))),
     }
+    for name, scale in (("w13_scale", w13_scale), ("w2_scale", w2_scale)):
+        check_scale_layout(name, scale)
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             in_blocks = "" if w13_scale is None else f" in {n}x{k} blocks"
@@ -46,6 +49,17 @@ def check_weights(
                 f"{name}: expected {list(shape)} beside w2 {list(w2.shape)}{in_blocks}, "
                 f"got {list(tensor.shape)}"
             )
+
+
+def check_scale_layout(name: str, scale: torch.Tensor | None) -> None:
+    """Raise unless ``scale`` lies as checkpoints have it: engines rewrite scales for other kernels,
+    into packed powers of two (UE8M0) or padded and transposed ones."""
+    if scale is None:
+        return
+    if scale.dtype != torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {scale.dtype}")
+    if not scale.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous rows, got strides {list(scale.stride())}")
 
 
 def packs(w13: torch.Tensor, w2: torch.Tensor, dtype: torch.dtype) -> bool:
