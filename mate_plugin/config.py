@@ -75,7 +75,7 @@ class _Section(BaseModel):
 class CudaSettings(_Section):
     """What the plugin takes over on NVIDIA GPUs, where engines have kernels of their own."""
 
-    moe: bool = Field(default=False, description="serve FP8 MoE layers on NVIDIA GPUs too (vLLM)")
+    moe: bool = Field(default=False, description="serve FP8 MoE layers on NVIDIA GPUs too")
     linear: bool = Field(
         default=False, description="serve block-FP8 linear layers on NVIDIA GPUs too (vLLM)"
     )
