@@ -20,7 +20,7 @@ def exchange(method: Any, quant_config: Any) -> Any:
         _refuse("MoE", sglang_linear.refusal(quant_config))
         return sglang_moe.fp8_method_class()(quant_config)
     if type(method) is Fp8MoEMethod and sglang_moe.takes_unnamed():
-        if reason := sglang_linear.refusal(quant_config):
+        if reason := sglang_linear.refusal(quant_config) or sglang_moe.dispatch_refusal():
             sglang_moe.stay(reason)
             return method
         return sglang_moe.fp8_method_class()(quant_config)

@@ -69,15 +69,19 @@ def is_chosen() -> bool:
 
 def takes_unnamed() -> bool:
     """Whether FP8 experts are ours though no runner backend is named: on NVIDIA GPUs where the
-    settings ask for it, and where no all-to-all kernels move the tokens."""
-    from sglang.srt.layers.moe.utils import get_moe_a2a_backend, get_moe_runner_backend
+    settings ask for it."""
+    from sglang.srt.layers.moe.utils import get_moe_runner_backend
 
-    return (
-        settings().cuda.moe
-        and sglang_release.platform() == "cuda"
-        and get_moe_runner_backend().is_auto()
-        and get_moe_a2a_backend().is_none()
-    )
+    asked = settings().cuda.moe and sglang_release.platform() == "cuda"
+    return asked and bool(get_moe_runner_backend().is_auto())
+
+
+def dispatch_refusal() -> str | None:
+    """Why experts that do not name our runner cannot have their tokens as they are moved here."""
+    from sglang.srt.layers.moe.utils import get_moe_a2a_backend
+
+    backend = get_moe_a2a_backend()
+    return None if backend.is_none() else f"--moe-a2a-backend: expected none, got {backend.value}"
 
 
 @functools.cache

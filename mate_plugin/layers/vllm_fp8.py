@@ -91,7 +91,8 @@ def config_class() -> type:
             self.experts_reason = self._adopt()
             if self.experts_reason is None:
                 if theirs is not None:
-                    _info_once(f"FP8 MoE layers run on mate-plugin and not on {theirs.__name__}")
+                    line = f"FP8 MoE layers run on mate-plugin and not on {theirs.__name__}"
+                    _say_once(logging.INFO, line)
                 return
             if not self.block_quant:
                 return
@@ -100,7 +101,7 @@ def config_class() -> type:
                 raise ValueError(f"{layer.layer_name}: {problem}, and vLLM has none for them here")
             if settings().strict:
                 raise ValueError(f"{layer.layer_name}: {problem}; strict is set")
-            _warn_once(f"{problem}; they stay with {self.experts_cls.__name__}")
+            _say_once(logging.WARNING, f"{problem}; they stay with {self.experts_cls.__name__}")
 
         def _adopt(self) -> str | None:
             """Take the layer over, or return why not."""
@@ -178,10 +179,5 @@ def config_class() -> type:
 
 
 @functools.cache
-def _info_once(line: str) -> None:
-    logger.info("%s", line)
-
-
-@functools.cache
-def _warn_once(line: str) -> None:
-    logger.warning("%s", line)
+def _say_once(level: int, line: str) -> None:
+    logger.log(level, "%s", line)

@@ -38,9 +38,9 @@ def install() -> Hook:
         kernel = kernel_class()
         device = vllm_device.kind()
         impl, reason = implementation("batched_gemm", device, vllm_device.capability())
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return Hook(NAME, False, str(error))
-    except (ImportError, AttributeError, NotImplementedError) as error:
+    except (ImportError, AttributeError) as error:
         return Hook(NAME, False, f"this vLLM does not fit: {error}")
     known = table.setdefault(current_platform._enum, [])
     form = phrase(resolve_activation(settings().activation, device))
@@ -50,6 +50,7 @@ def install() -> Hook:
             known.insert(0, kernel)
         return Hook(NAME, True, f"block-FP8 linear before vLLM's own: {form}, {impl}: {reason}")
     if kernel not in known:
+        # The last place: here vLLM's own come first.
         known.append(kernel)
     usable = [one.__name__ for one in known if one is not kernel and one.is_supported()[0]]
     if usable:

@@ -41,7 +41,8 @@ def check_weights(
         "w2_scale": (w2_scale, (experts, _blocks(hidden, n), _blocks(inner, k))),
     }
     for name, scale in (("w13_scale", w13_scale), ("w2_scale", w2_scale)):
-        check_scale_layout(name, scale)
+        if scale is not None:
+            _check_scale_layout(name, scale)
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             in_blocks = "" if w13_scale is None else f" in {n}x{k} blocks"
@@ -49,17 +50,6 @@ def check_weights(
                 f"{name}: expected {list(shape)} beside w2 {list(w2.shape)}{in_blocks}, "
                 f"got {list(tensor.shape)}"
             )
-
-
-def check_scale_layout(name: str, scale: torch.Tensor | None) -> None:
-    """Raise unless ``scale`` lies as checkpoints have it: engines rewrite scales for other kernels,
-    into packed powers of two (UE8M0) or padded and transposed ones."""
-    if scale is None:
-        return
-    if scale.dtype != torch.float32:
-        raise TypeError(f"{name}: expected torch.float32, got {scale.dtype}")
-    if not scale.is_contiguous():
-        raise ValueError(f"{name}: expected contiguous rows, got strides {list(scale.stride())}")
 
 
 def packs(w13: torch.Tensor, w2: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -99,6 +89,14 @@ def _check_dtypes(w13: torch.Tensor, w2: torch.Tensor, scaled: bool) -> None:
         )
     if w2.dtype != w13.dtype:
         raise TypeError(f"w2: expected {w13.dtype}, the dtype of w13, got {w2.dtype}")
+
+
+def _check_scale_layout(name: str, scale: torch.Tensor) -> None:
+    # Engines rewrite scales for other kernels: packed powers of two (UE8M0), padded, transposed.
+    if scale.dtype != torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {scale.dtype}")
+    if not scale.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous rows, got strides {list(scale.stride())}")
 
 
 def _blocks(size: int, block: int) -> int:
