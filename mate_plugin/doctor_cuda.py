@@ -30,8 +30,9 @@ def opt_ins() -> Iterator[Finding]:
         except (ValueError, NotImplementedError) as error:
             ours, reason = "", str(error)
         if not wanted:
+            switch = f"{PREFIX}CUDA_{kind.upper()}=1 would take ours ({ours})"
             text = "off, engines keep their own on NVIDIA GPUs; "
-            text += f"{PREFIX}CUDA_{kind.upper()}=1 would take ours ({ours or reason})"
+            text += switch if ours else f"ours cannot be taken here: {reason}"
             yield Finding(f"cuda.{kind}", "ok", text)
         elif ours:
             yield Finding(f"cuda.{kind}", "ok", f"on: {ours}")
