@@ -72,11 +72,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class CudaSettings(_Section):
+    """What the plugin takes over on NVIDIA GPUs, where engines have kernels of their own."""
+
+    moe: bool = Field(default=False, description="serve FP8 MoE layers on NVIDIA GPUs too")
+    linear: bool = Field(
+        default=False, description="serve block-FP8 linear layers on NVIDIA GPUs too (vLLM)"
+    )
+
+
 class VllmSettings(_Section):
     """Which seams of vLLM the plugin fills."""
 
-    moe: bool = Field(default=True, description="serve FP8 MoE layers")
-    linear: bool = Field(default=True, description="serve block-FP8 linear layers")
+    moe: bool = Field(
+        default=True, description="serve FP8 MoE layers; on NVIDIA GPUs with cuda.moe only"
+    )
+    linear: bool = Field(
+        default=True,
+        description="serve block-FP8 linear layers; on NVIDIA GPUs with cuda.linear only",
+    )
     sparse: bool = Field(default=True, description="serve sparse attention and its indexer on CPUs")
     deep_gemm: Switch = Field(
         default="auto",
@@ -160,6 +174,9 @@ class Settings(_Section):
     )
     dump_selections: Path | None = Field(
         default=None, description="directory for one file per indexer call with what it selected"
+    )
+    cuda: CudaSettings = Field(
+        default=CudaSettings(), description="what is taken over on NVIDIA GPUs"
     )
     vllm: VllmSettings = Field(default=VllmSettings(), description="seams of vLLM")
     sglang: SglangSettings = Field(default=SglangSettings(), description="seams of SGLang")

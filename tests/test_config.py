@@ -73,6 +73,12 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert loaded.sglang.moe_deep_gemm is True
 
 
+def test_nvidia_gpus_are_left_to_engines_by_default() -> None:
+    off, on = load({}).cuda, load({"MATE_PLUGIN_CUDA_MOE": "1"}).cuda
+    assert (off.moe, off.linear) == (False, False)
+    assert (on.moe, on.linear) == (True, False)
+
+
 def test_seams_of_sglang_are_left_to_the_platform_by_default() -> None:
     seams = load({}).sglang.model_dump()
     assert seams.pop("moe_deep_gemm") is False

@@ -297,6 +297,23 @@ def test_refuses_scales_that_do_not_go_with_the_weights(changes, error, message)
         Experts(*tensors)
 
 
+@pytest.mark.parametrize(
+    ("index", "rewritten", "error", "message"),
+    [
+        (1, lambda s: s.int(), TypeError, r"w13_scale: expected torch\.float32, got torch\.int32"),
+        (3, lambda s: s.to(torch.float8_e8m0fnu), TypeError, "w2_scale: expected torch.float32"),
+        (3, lambda s: s.mT.contiguous().mT, ValueError, "w2_scale: expected contiguous rows"),
+        (1, lambda s: torch.nn.functional.pad(s, (0, 3)), ValueError, "w13_scale: expected "),
+    ],
+    ids=["packed", "UE8M0", "transposed", "padded"],
+)
+def test_refuses_scales_rewritten_for_other_kernels(index, rewritten, error, message):
+    tensors = list(WEIGHTS["fp8"].stored)
+    tensors[index] = rewritten(tensors[index])
+    with pytest.raises(error, match=message):
+        Experts(*tensors)
+
+
 def test_refuses_two_16_bit_types_and_shapes_that_do_not_fit():
     w13, w2 = WEIGHTS["bf16"].w13, WEIGHTS["fp16"].w2
     with pytest.raises(TypeError, match=r"w2: expected torch\.bfloat16, the dtype of w13, got"):

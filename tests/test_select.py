@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from mate_plugin import doctor
+from mate_plugin import config, doctor, doctor_cuda
 from mate_plugin.config import ConfigError, load
 from mate_plugin.kernels import gemm, library, moe, quant, select
 from mate_plugin.kernels.mqa_logits import get_paged_mqa_logits_metadata
@@ -159,6 +159,44 @@ def test_a_layer_on_a_gpu_rounds_and_aligns(machine: Machine) -> None:
     assert not packed.fused
     assert plan.from_key(packed.key) == packed
     assert plan.plan_experts("cpu").fused
+
+
+def test_a_known_capability_does_not_start_cuda(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: pytest.fail("CUDA started"))
+    assert select.choose("ragged_m_gemm", "cuda", (8, 0)).impl == "portable"
+    assert plan.plan_experts("cuda", capability=(9, 0)).impl == "sm90a"
+
+
+def test_layers_on_gpus_round_activations() -> None:
+    assert plan.resolve_activation("auto", "cpu") == "bf16"
+    assert plan.resolve_activation("auto", "cuda:1") == "fp8"
+    assert plan.resolve_activation("auto", "cuda", 16) == "bf16"
+    assert plan.resolve_activation("bf16", "cuda") == "bf16"
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_doctor_tells_whether_engines_were_asked_to_use_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    environ = {"MATE_PLUGIN_CUDA_MOE": "1"} if wanted else {}
+    monkeypatch.setattr(config, "settings", lambda: load(environ))
+    machine()
+    moe, linear = doctor_cuda.opt_ins()
+    ours = "8-bit x 8-bit, psum_expert/128, sm90a: compute capability 9.0"
+    assert moe.state == linear.state == "ok"
+    if wanted:
+        assert moe.text == f"on: {ours}"
+    else:
+        assert moe.text.startswith("off, engines keep their own on NVIDIA GPUs; ")
+        assert moe.text.endswith(f"MATE_PLUGIN_CUDA_MOE=1 would take ours ({ours})")
+    assert linear.text.startswith("off, ")
+    machine(None)
+    moe, _ = doctor_cuda.opt_ins()
+    assert moe.state == ("note" if wanted else "ok")
+    assert "sees no GPU" in moe.text
 
 
 def test_the_doctor_tells(machine: Machine) -> None:

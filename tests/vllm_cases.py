@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from types import SimpleNamespace
 
@@ -178,48 +179,59 @@ def reasons() -> None:
         assert word in reason, reason
 
 
-def shards() -> None:
-    """Experts split into parts of blocks are refused; whole blocks and whole experts are taken."""
-    from vllm.config import VllmConfig, set_current_vllm_config
+@functools.cache
+def bare_config():
+    from vllm.config import VllmConfig
+
+    return VllmConfig()
+
+
+def quant_method(inner: int, tp_size: int, ep_size: int = 1, moe_backend="auto", **parallel):
+    """What our config gives for experts of this intermediate size, split so over processes."""
+    from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.fused_moe import RoutedExperts
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig
 
     from mate_plugin.layers.vllm_fp8 import config_class
+
+    parts = dict.fromkeys(inspect.signature(FusedMoEParallelConfig).parameters, 0)
+    parts |= {"tp_size": tp_size, "ep_size": ep_size, "use_ep": ep_size > 1}
+    parts |= {"dp_size": 1, "pcp_size": 1, "sp_size": 1} | parallel
+    arguments = vars(moe_config()) | {
+        "num_experts": E,
+        "num_logical_experts": E,
+        "num_local_experts": E // ep_size,
+        "experts_per_token": 2,
+        "hidden_dim": 256,
+        "intermediate_size": inner,
+        "device": "cpu",
+        "routing_method": 0,
+        "moe_backend": moe_backend,
+        "moe_parallel_config": FusedMoEParallelConfig(**parts),
+    }
+    known = inspect.signature(FusedMoEConfig).parameters
+    layer = RoutedExperts.__new__(RoutedExperts)
+    torch.nn.Module.__init__(layer)
+    layer.layer_name = "experts"
+    layer.moe_config = FusedMoEConfig(**{k: v for k, v in arguments.items() if k in known})
+    config = config_class()(True, "dynamic", weight_block_size=[128, 128])
+    with set_current_vllm_config(bare_config()):
+        return config.get_quant_method(layer, layer.layer_name)
+
+
+def shards() -> None:
+    """Experts split into parts of blocks are refused; whole blocks and whole experts are taken."""
     from mate_plugin.layers.vllm_moe import experts_classes
 
-    def method(inner: int, tp_size: int, ep_size: int = 1):
-        parallel = dict.fromkeys(inspect.signature(FusedMoEParallelConfig).parameters, 0)
-        parallel |= {"tp_size": tp_size, "ep_size": ep_size, "use_ep": ep_size > 1}
-        parallel |= {"dp_size": 1, "pcp_size": 1, "sp_size": 1}
-        arguments = vars(moe_config()) | {
-            "num_experts": E,
-            "num_logical_experts": E,
-            "num_local_experts": E // ep_size,
-            "experts_per_token": 2,
-            "hidden_dim": 256,
-            "intermediate_size": inner,
-            "device": "cpu",
-            "routing_method": 0,
-            "moe_parallel_config": FusedMoEParallelConfig(**parallel),
-        }
-        known = inspect.signature(FusedMoEConfig).parameters
-        layer = RoutedExperts.__new__(RoutedExperts)
-        torch.nn.Module.__init__(layer)
-        layer.layer_name = "experts"
-        layer.moe_config = FusedMoEConfig(**{k: v for k, v in arguments.items() if k in known})
-        config = config_class()(True, "dynamic", weight_block_size=[128, 128])
-        with set_current_vllm_config(VllmConfig()):
-            return config.get_quant_method(layer, layer.layer_name)
-
     for sizes in ((256, 2), (192, 1), (192, 1, 2)):
-        taken = method(*sizes)
+        taken = quant_method(*sizes)
         assert taken.experts_cls is experts_classes()[0], sizes
         assert list(taken.moe_block_shape) == [128, 128], sizes
     # vLLM refines the grid of scales to 32 for the first, and has no grid for the second.
     expected = "expected an intermediate size per process in whole blocks of 128x128, got"
     for inner in (192, 144):
         with pytest.raises(ValueError, match=f"{expected} {inner // 2} of {inner}"):
-            method(inner, 2)
+            quant_method(inner, 2)
 
 
 def linear_config(block=(128, 128), **changes):

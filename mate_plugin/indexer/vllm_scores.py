@@ -16,6 +16,7 @@ from mate_plugin.kernels.mqa_logits import (
     fp8_paged_mqa_logits,
     get_paged_mqa_logits_metadata,
 )
+from mate_plugin.layers import vllm_device
 from mate_plugin.report import Hook
 
 NAME = "vllm.deep_gemm"
@@ -33,9 +34,7 @@ def wanted_by_default() -> bool:
 
 def install() -> Hook:
     """Fill the slots, or say what stands against it."""
-    from vllm.platforms import current_platform
-
-    choice = select.choose("paged_mqa_logits", current_platform.device_type)
+    choice = select.choose("paged_mqa_logits", vllm_device.kind(), vllm_device.capability())
     if choice.impl is None:
         return Hook(NAME, False, choice.reason)
     lacking = [name for name in SLOTS if not hasattr(_module(), name)]

@@ -37,11 +37,16 @@ class Choice:
     reason: str
 
 
-def choose(op: str, device: torch.device | str) -> Choice:
+def choose(
+    op: str, device: torch.device | str, capability: tuple[int, int] | None = None
+) -> Choice:
     """Names the implementation of ``op`` on ``device`` and why it is taken or missing.
 
     On a GPU a call whose operands the Hopper kernels do not take is served by the portable ones all
     the same; the counters of :mod:`.library` tell.
+
+    ``capability`` is the GPU's, from callers that know it: torch starts CUDA up to find it, and a
+    process that has done so cannot be forked any more.
     """
     # By name: torch knows "musa" only where its package is imported.
     kind, _, index = str(device).partition(":")
@@ -51,12 +56,14 @@ def choose(op: str, device: torch.device | str) -> Choice:
         reason = "best this machine runs" if isa == best else "forced by MATE_PLUGIN_ISA"
         return Choice(op, kind, isa, reason)
     if kind == "cuda":
-        return Choice(op, kind, *_on_cuda(op, int(index) if index else None))
+        return Choice(op, kind, *_on_cuda(op, int(index) if index else None, capability))
     reason = _REASONS.get(kind, "no kernels for this kind of device")
     return Choice(op, kind, None, reason)
 
 
-def _on_cuda(op: str, index: int | None) -> tuple[str | None, str]:
+def _on_cuda(
+    op: str, index: int | None, capability: tuple[int, int] | None
+) -> tuple[str | None, str]:
     wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
     if wanted not in _IMPLS:
         return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
@@ -67,7 +74,7 @@ def _on_cuda(op: str, index: int | None) -> tuple[str | None, str]:
     if not torch.cuda.is_available():
         build = "" if torch.version.cuda else ", which is a build without CUDA"
         return None, f"torch {torch.__version__}{build} sees no GPU"
-    capability = torch.cuda.get_device_capability(index)
+    capability = capability or torch.cuda.get_device_capability(index)
     number = ".".join(map(str, capability))
     if capability < _LEAST_CAPABILITY:
         return None, f"expected compute capability 8.0 or newer, found {number}"

@@ -130,7 +130,7 @@ def _experts(
         )
         return
     routing, info = lay_out(plan, topk_ids, w13.shape[0], expert_map)
-    entering = moe.permute(hidden, routing, topk_ids.shape[1], weights_in)
+    entering = _permuted(plan, hidden, routing, weights_in)
     grouped = GroupedGemm(plan, info, w13.shape[0])
     inner = gate_up(plan, grouped, entering, w13, w13_scale, hidden.dtype)
     leaving = grouped(swiglu(plan, inner, hidden.dtype), w2, w2_scale, inner.dtype)
@@ -139,6 +139,23 @@ def _experts(
         routing, out = routing._replace(topk=1), out.flatten(0, 1)
         weights_out = None if weights_out is None else weights_out.reshape(-1, 1)
     moe.unpermute(leaving, routing, weights_out, out)
+
+
+def _permuted(
+    plan: ExpertsPlan,
+    hidden: torch.Tensor,
+    routing: moe.Routing,
+    weights: torch.Tensor | None,
+) -> Rows:
+    """The rows of each expert. Tokens are rounded once, not each of their rows, unless they are
+    weighted first."""
+    topk = routing.topk
+    assert topk is not None
+    if weights is not None:
+        return moe.permute(hidden, routing, topk, weights)
+    rows, scale = entering_rows(plan, hidden)
+    permuted = moe.permute(rows, routing, topk)
+    return permuted if scale is None else (permuted, moe.permute(scale, routing, topk))
 
 
 def _batched(

@@ -6,7 +6,7 @@ import torch
 
 from mate_plugin import report
 from mate_plugin.kernels import gemm, packing, quant
-from mate_plugin.layers.plan import ACTIVATIONS, check_block, implementation, phrase
+from mate_plugin.layers.plan import check_block, implementation, phrase, resolve_activation
 
 
 class BlockLinear:
@@ -16,8 +16,8 @@ class BlockLinear:
         weight: ``[N, K]`` e4m3 or e5m2.
         scale: float32 ``[ceil(N / n), ceil(K / k)]`` for blocks of ``n x k``.
         block: ``(n, k)``.
-        activation: "auto" or "bf16" keep the activations, "fp8" rounds them per token and ``k``
-            columns first.
+        activation: "bf16" keeps the activations, "fp8" rounds them per token and ``k`` columns
+            first; "auto" does the former on a CPU and the latter on a GPU.
         pack: for activations in bfloat16, rearrange the memory of ``weight`` where the kernels are
             faster so (:mod:`mate_plugin.kernels.packing`); it cannot be read as rows afterwards.
 
@@ -36,7 +36,7 @@ class BlockLinear:
         pack: bool = False,
     ) -> None:
         check_scale(weight, scale, block)
-        self.activation = resolve_activation(activation)
+        self.activation = resolve_activation(activation, weight.device)
         if pack and packing.why_not(weight) is None:
             weight = packing.rearrange(weight, weight)
         self.weight, self.scale = weight, scale
@@ -73,16 +73,6 @@ def dequantise_blocks(
 ) -> torch.Tensor:
     """Float32 values of ``weight[N, K]`` with one scale per block."""
     return weight.float() * spread_blocks(scale, weight.shape[0], weight.shape[1], block)
-
-
-def resolve_activation(activation: str) -> str:
-    """ "auto" keeps the activations. Raises ValueError for an unknown name."""
-    if activation == "auto":
-        return "bf16"
-    if activation not in ACTIVATIONS:
-        names = ", ".join(("auto", *ACTIVATIONS))
-        raise ValueError(f"activation: expected one of {names}, got {activation!r}")
-    return activation
 
 
 def note_layer(weight: torch.Tensor, activation: str) -> None:

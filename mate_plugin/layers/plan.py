@@ -103,8 +103,9 @@ def plan_experts(
     alignment_m: int | None = None,
     limit: float | None = None,
     weight_bits: WeightBits = 8,
+    capability: tuple[int, int] | None = None,
 ) -> ExpertsPlan:
-    """Choose how a MoE layer on ``device`` computes.
+    """Choose how a MoE layer on ``device`` computes; ``capability`` as in :func:`.select.choose`.
 
     "auto" keeps 16-bit activations and packs the rows of each expert (``per_expert``, alignment 1)
     on a CPU. ``alignment_m=None`` packs rows there too, in each mode. On a GPU "auto" takes
@@ -113,10 +114,8 @@ def plan_experts(
 
     Raises ValueError naming the argument, or NotImplementedError where the device has no kernels.
     """
-    # By name: torch knows "musa" only where its package is imported.
-    on_cpu = str(device).partition(":")[0] == "cpu"
-    best = "bf16" if on_cpu or weight_bits == 16 else "fp8"
-    chosen = _one_of("activation", best if activation == "auto" else activation, ACTIVATIONS)
+    on_cpu = _is_cpu(device)
+    chosen = resolve_activation(activation, device, weight_bits)
     if weight_bits not in (8, 16):
         raise ValueError(f"weight_bits: expected 8 or 16, got {weight_bits}")
     if weight_bits == 16 and chosen == "fp8":
@@ -136,7 +135,7 @@ def plan_experts(
     if limit is not None and not limit > 0:
         raise ValueError(f"limit: expected a positive number or None, got {limit}")
     op = "masked_gemm" if mode == "masked" else "ragged_m_gemm"
-    choice = implementation(op, device)
+    choice = implementation(op, device, capability)
     return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice, weight_bits)  # type: ignore[arg-type]
 
 
@@ -162,12 +161,28 @@ def check_block(block: tuple[int, int]) -> None:
         raise ValueError(f"block: expected one of {known}, got {tuple(block)}")
 
 
-def implementation(op: str, device: torch.device | str) -> tuple[str, str]:
+def resolve_activation(
+    activation: str, device: torch.device | str, weight_bits: WeightBits = 8
+) -> str:
+    """What a layer rounds its activations to: "auto" keeps them on a CPU, and rounds them to FP8
+    beside FP8 weights on a GPU. Raises ValueError for an unknown name."""
+    best = "bf16" if _is_cpu(device) or weight_bits == 16 else "fp8"
+    return _one_of("activation", best if activation == "auto" else activation, ACTIVATIONS)
+
+
+def implementation(
+    op: str, device: torch.device | str, capability: tuple[int, int] | None = None
+) -> tuple[str, str]:
     """Name of and reason for the implementation of ``op``; NotImplementedError where none is."""
-    choice = select.choose(op, device)
+    choice = select.choose(op, device, capability)
     if choice.impl is None:
         raise NotImplementedError(f"{op}: not available on {choice.device!r}: {choice.reason}")
     return choice.impl, choice.reason
+
+
+def _is_cpu(device: torch.device | str) -> bool:
+    # By name: torch knows "musa" only where its package is imported.
+    return str(device).partition(":")[0] == "cpu"
 
 
 def _one_of(name: str, value: str, names: tuple[str, ...]) -> str:

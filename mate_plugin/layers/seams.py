@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mate_plugin import report
@@ -18,12 +18,16 @@ class Seam:
 
     auto: whether the setting ``auto`` means yes here.
     targets: dotted names of the engine that ``fill`` and what it installs rely on.
+    opt_in: settings that must be on too, by platform.
+    theirs: platforms where the engine has its own and nobody waits for ours.
     """
 
     fill: Callable[[], Hook]
     platforms: tuple[str, ...] = ("cpu",)
     auto: Callable[[], bool] = lambda: False
     targets: tuple[str, ...] = ()
+    opt_in: Mapping[str, str] = field(default_factory=dict)
+    theirs: tuple[str, ...] = ()
 
 
 def install(
@@ -50,7 +54,11 @@ def install(
             hook = Hook(name, False, obstacle)
         elif value == "auto" and not seam.auto():
             hook = Hook(name, False, f"switched off here ({name}: auto)", wanted=False)
-        elif (found := platform()) not in seam.platforms:
+        elif (found := platform()) in seam.theirs:
+            hook = Hook(name, False, f"left to {engine} on {found}", wanted=False)
+        elif (switch := seam.opt_in.get(found)) and not _setting(switch):
+            hook = Hook(name, False, f"left to {engine} on {found} ({switch}: false)", wanted=False)
+        elif found not in seam.platforms:
             expected = " or ".join(seam.platforms)
             hook = Hook(name, False, f"expected the platform {expected}, found {found}")
         elif absent := _unresolved(seam.targets):
@@ -89,8 +97,8 @@ def core_obstacle() -> str | None:
 
 
 def _setting(name: str) -> object:
-    section, _, field = name.partition(".")
-    return getattr(getattr(settings(), section), field)
+    section, _, key = name.partition(".")
+    return getattr(getattr(settings(), section), key)
 
 
 def _unresolved(targets: Iterable[str]) -> list[str]:

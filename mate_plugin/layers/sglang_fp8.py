@@ -19,6 +19,11 @@ def exchange(method: Any, quant_config: Any) -> Any:
     if type(method) is Fp8MoEMethod and sglang_moe.is_chosen():
         _refuse("MoE", sglang_linear.refusal(quant_config))
         return sglang_moe.fp8_method_class()(quant_config)
+    if type(method) is Fp8MoEMethod and sglang_moe.takes_unnamed():
+        if reason := sglang_linear.refusal(quant_config) or sglang_moe.dispatch_refusal():
+            sglang_moe.stay(reason)
+            return method
+        return sglang_moe.fp8_method_class()(quant_config)
     if type(method) is Fp8LinearMethod and report.installed(sglang_linear.NAME):
         _refuse("linear", sglang_linear.refusal(quant_config))
         return sglang_linear.method_class()(quant_config)

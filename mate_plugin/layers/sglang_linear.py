@@ -8,8 +8,14 @@ from typing import Any
 import torch
 
 from mate_plugin.config import settings
-from mate_plugin.layers.linear import block_linear, check_scale, note_layer, resolve_activation
-from mate_plugin.layers.plan import BLOCKS, block_of, implementation, phrase
+from mate_plugin.layers.linear import block_linear, check_scale, note_layer
+from mate_plugin.layers.plan import (
+    BLOCKS,
+    block_of,
+    implementation,
+    phrase,
+    resolve_activation,
+)
 from mate_plugin.report import Hook
 
 NAME = "sglang.linear"
@@ -30,7 +36,7 @@ def install() -> Hook:
     except (ValueError, NotImplementedError) as error:
         return Hook(NAME, False, str(error))
     method_class()
-    form = phrase(resolve_activation(settings().activation))
+    form = phrase(resolve_activation(settings().activation, "cpu"))
     return Hook(NAME, True, f"block-FP8 linear: {form}, {impl}: {reason}")
 
 
@@ -45,7 +51,7 @@ def method_class() -> Any:
 
         def __init__(self, quant_config) -> None:
             super().__init__(quant_config)
-            self.activation = resolve_activation(settings().activation)
+            self.activation = resolve_activation(settings().activation, "cpu")
             self.block = tuple(quant_config.weight_block_size)
 
         def process_weights_after_loading(self, layer) -> None:

@@ -1,14 +1,13 @@
 """SGLang's seam for MoE layers: the runner backend ``mate``, and methods whose layers use it."""
 
-# SGLang fixes the signatures of what it calls.
-# ruff: noqa: ARG002
-
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from mate_plugin import report
+from mate_plugin.config import settings
 from mate_plugin.kernels import select
 from mate_plugin.layers import sglang_release
 from mate_plugin.layers.configured import plan_for
@@ -16,6 +15,7 @@ from mate_plugin.layers.sglang_release import on_mate_cpu
 from mate_plugin.layers.weights import shape_name, weight_bits
 from mate_plugin.report import Hook
 
+logger = logging.getLogger("sglang.mate_plugin")
 NAME, DEEP_GEMM = "sglang.moe", "sglang.moe_deep_gemm"
 BACKEND = "mate"
 _MOE, _QUANT = "sglang.srt.layers.moe", "sglang.srt.layers.quantization"
@@ -31,6 +31,7 @@ TARGETS = (
     f"{_MOE}.moe_runner.base.DispatchMoeRunnerCore.run_from_dispatch",
     f"{_MOE}.moe_runner.runner.MoeRunner",
     f"{_MOE}.moe_runner.runner.register_moe_runner_core",
+    f"{_MOE}.utils.get_moe_a2a_backend",
     f"{_MOE}.utils.get_moe_runner_backend",
     f"{_MOE}.utils.resolve_moe_runner_backend",
     "sglang.kernels.fused_op.BaseFusedOp.register_oot_forward",
@@ -47,7 +48,8 @@ def wanted_by_default() -> bool:
 
 def install() -> Hook:
     """Register the runner backend and its methods, or say what stands against it."""
-    hook = _offer(NAME, BACKEND)
+    also = "auto or " if settings().cuda.moe and sglang_release.platform() == "cuda" else ""
+    hook = _offer(NAME, BACKEND, also)
     if hook.installed:
         _hook_methods()
     return hook
@@ -65,6 +67,29 @@ def is_chosen() -> bool:
     return bool(get_moe_runner_backend().value == BACKEND)
 
 
+def takes_unnamed() -> bool:
+    """Whether FP8 experts are ours though no runner backend is named: on NVIDIA GPUs where the
+    settings ask for it."""
+    from sglang.srt.layers.moe.utils import get_moe_runner_backend
+
+    asked = settings().cuda.moe and sglang_release.platform() == "cuda"
+    return asked and bool(get_moe_runner_backend().is_auto())
+
+
+def dispatch_refusal() -> str | None:
+    """Why experts that do not name our runner cannot have their tokens as they are moved here."""
+    from sglang.srt.layers.moe.utils import get_moe_a2a_backend
+
+    backend = get_moe_a2a_backend()
+    return None if backend.is_none() else f"--moe-a2a-backend: expected none, got {backend.value}"
+
+
+@functools.cache
+def stay(reason: str) -> None:
+    """Say once why FP8 experts stay with SGLang's own runners."""
+    logger.warning("mate-plugin cannot serve these FP8 experts, which stay SGLang's: %s", reason)
+
+
 @functools.lru_cache(maxsize=1)
 def fp8_method_class() -> Any:
     """Make the method of FP8 layers (once per process)."""
@@ -73,15 +98,31 @@ def fp8_method_class() -> Any:
     class MateFp8MoEMethod(Fp8MoEMethod):
         """FP8 blocks, in the checkpoint's layout, on our runner."""
 
+        ours = True
+
         def create_moe_runner(self, layer, moe_runner_config) -> None:
+            try:
+                runner = make_runner(moe_runner_config)
+            except ValueError as error:
+                if is_chosen():
+                    raise
+                stay(str(error))
+                self.ours = False
+                super().create_moe_runner(layer, moe_runner_config)
+                return
             self.moe_runner_config = moe_runner_config
             self._owns_moe_runner = True
-            self.runner = make_runner(moe_runner_config)
+            self.runner = runner
 
         def process_weights_after_loading(self, layer) -> None:
+            if not self.ours:
+                super().process_weights_after_loading(layer)
+                return
             self.runner.runner_core.prepare(self.get_triton_quant_info(layer))
 
         def apply(self, layer, dispatch_output):
+            if not self.ours:
+                return super().apply(layer, dispatch_output)
             return self.runner.run(dispatch_output, self.get_triton_quant_info(layer))
 
     return MateFp8MoEMethod
@@ -135,13 +176,13 @@ def core_class() -> Any:
     return MateRunnerCore
 
 
-def _offer(name: str, backend: str) -> Hook:
+def _offer(name: str, backend: str, also: str = "") -> Hook:
     try:
         plan = plan_for(_device_type())
     except (ValueError, NotImplementedError) as error:
         return Hook(name, False, str(error))
     _register_core(backend)
-    return Hook(name, True, f"--moe-runner-backend {backend}: {plan.describe()}")
+    return Hook(name, True, f"--moe-runner-backend {also}{backend}: {plan.describe()}")
 
 
 def _register_core(name: str) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mate_plugin.config import settings
-from mate_plugin.layers import vllm_moe
-from mate_plugin.layers.configured import plan_for
+from mate_plugin.layers import vllm_device, vllm_moe
 from mate_plugin.layers.seams import lacking
 from mate_plugin.report import Hook
 
@@ -26,7 +25,7 @@ def install() -> Hook:
     if absent:
         return Hook(NAME, False, f"this vLLM lacks {', '.join(absent)}")
     try:
-        plan = plan_for("cpu")
+        plan = vllm_device.plan()
     except (ValueError, NotImplementedError) as error:
         return Hook(NAME, False, str(error))
     config_class()
@@ -88,15 +87,21 @@ def config_class() -> type:
 
         def __init__(self, quant_config, layer) -> None:
             super().__init__(quant_config, layer)
+            theirs = self.experts_cls
             self.experts_reason = self._adopt()
-            if self.experts_reason is None or not self.block_quant:
+            if self.experts_reason is None:
+                if theirs is not None:
+                    line = f"FP8 MoE layers run on mate-plugin and not on {theirs.__name__}"
+                    _say_once(logging.INFO, line)
+                return
+            if not self.block_quant:
                 return
             problem = f"mate-plugin cannot serve these FP8 experts: {self.experts_reason}"
             if self.experts_cls is None:
                 raise ValueError(f"{layer.layer_name}: {problem}, and vLLM has none for them here")
             if settings().strict:
                 raise ValueError(f"{layer.layer_name}: {problem}; strict is set")
-            _warn_once(f"{problem}; they stay with {self.experts_cls.__name__}")
+            _say_once(logging.WARNING, f"{problem}; they stay with {self.experts_cls.__name__}")
 
         def _adopt(self) -> str | None:
             """Take the layer over, or return why not."""
@@ -105,6 +110,8 @@ def config_class() -> type:
             if self.moe.moe_backend != "auto":
                 return f"another MoE backend is asked for: {self.moe.moe_backend}"
             if reason := split_blocks(self.moe, self.weight_block_size):
+                return reason
+            if reason := vllm_device.unproved(self.moe.moe_parallel_config):
                 return reason
             block = self.moe_block_shape
             if self.moe.tp_size == 1:
@@ -172,5 +179,5 @@ def config_class() -> type:
 
 
 @functools.cache
-def _warn_once(line: str) -> None:
-    logger.warning("%s", line)
+def _say_once(level: int, line: str) -> None:
+    logger.log(level, "%s", line)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mate_plugin.indexer import vllm_scores, vllm_sparse
-from mate_plugin.layers import seams, vllm_fp8, vllm_linear, vllm_release
+from mate_plugin.layers import seams, vllm_device, vllm_fp8, vllm_linear, vllm_release
 from mate_plugin.layers.seams import Seam
 from mate_plugin.report import Hook
 
 SEAMS = {
-    vllm_fp8.NAME: Seam(vllm_fp8.install),
-    vllm_linear.NAME: Seam(vllm_linear.install),
-    vllm_sparse.NAME: Seam(vllm_sparse.install),
+    vllm_fp8.NAME: Seam(vllm_fp8.install, ("cpu", "cuda"), opt_in={"cuda": "cuda.moe"}),
+    vllm_linear.NAME: Seam(vllm_linear.install, ("cpu", "cuda"), opt_in={"cuda": "cuda.linear"}),
+    vllm_sparse.NAME: Seam(vllm_sparse.install, theirs=("cuda",)),
     vllm_scores.NAME: Seam(
         vllm_scores.install, vllm_scores.PLATFORMS, vllm_scores.wanted_by_default
     ),
@@ -19,7 +19,7 @@ SEAMS = {
 
 def install() -> list[Hook]:
     """Try each hook and return what became of it."""
-    return seams.install(SEAMS, unsupported(), _platform, "vLLM")
+    return seams.install(SEAMS, unsupported(), vllm_device.kind, "vLLM")
 
 
 def unsupported() -> str | None:
@@ -31,9 +31,3 @@ def unsupported() -> str | None:
     except ImportError as error:
         return f"vLLM cannot be imported: {error}"
     return seams.core_obstacle()
-
-
-def _platform() -> str:
-    from vllm.platforms import current_platform
-
-    return str(current_platform.device_type)

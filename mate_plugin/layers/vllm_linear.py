@@ -11,13 +11,15 @@ import torch
 
 from mate_plugin.config import settings
 from mate_plugin.kernels import packing
-from mate_plugin.layers.linear import (
-    block_linear,
-    check_scale,
-    note_layer,
+from mate_plugin.layers import vllm_device
+from mate_plugin.layers.linear import block_linear, check_scale, note_layer
+from mate_plugin.layers.plan import (
+    BLOCKS,
+    block_of,
+    implementation,
+    phrase,
     resolve_activation,
 )
-from mate_plugin.layers.plan import BLOCKS, block_of, implementation, phrase
 from mate_plugin.report import Hook
 
 NAME = "vllm.linear"
@@ -34,17 +36,23 @@ def install() -> Hook:
             return Hook(NAME, False, "this vLLM lacks the list of block-FP8 kernels")
         block_of(settings().scale_granularity)
         kernel = kernel_class()
-        impl, reason = implementation("batched_gemm", "cpu")
-    except ValueError as error:
+        device = vllm_device.kind()
+        impl, reason = implementation("batched_gemm", device, vllm_device.capability())
+    except (ValueError, NotImplementedError) as error:
         return Hook(NAME, False, str(error))
-    except (ImportError, AttributeError, NotImplementedError) as error:
+    except (ImportError, AttributeError) as error:
         return Hook(NAME, False, f"this vLLM does not fit: {error}")
     known = table.setdefault(current_platform._enum, [])
+    form = phrase(resolve_activation(settings().activation, device))
+    if device != "cpu":
+        # vLLM takes the first kernel that fits, and the settings ask for ours.
+        if kernel not in known:
+            known.insert(0, kernel)
+        return Hook(NAME, True, f"block-FP8 linear before vLLM's own: {form}, {impl}: {reason}")
     if kernel not in known:
-        # The last place: vLLM takes the first kernel that fits, and its own ones come first.
+        # The last place: here vLLM's own come first.
         known.append(kernel)
     usable = [one.__name__ for one in known if one is not kernel and one.is_supported()[0]]
-    form = phrase(resolve_activation(settings().activation))
     if usable:
         return Hook(NAME, True, f"block-FP8 linear after {', '.join(usable)}: {form}, {impl}")
     return Hook(NAME, True, f"block-FP8 linear, vLLM has none here: {form}, {impl}: {reason}")
@@ -57,7 +65,6 @@ def kernel_class() -> type:
         Fp8BlockScaledMMLinearKernel,
     )
     from vllm.model_executor.utils import replace_parameter
-    from vllm.platforms import current_platform
 
     class MateFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
         """Block-FP8 weights times activations that arrive in 16 bits."""
@@ -66,14 +73,14 @@ def kernel_class() -> type:
 
         def __init__(self, config) -> None:
             super().__init__(config)
-            self.activation = resolve_activation(settings().activation)
+            self.activation = resolve_activation(settings().activation, vllm_device.kind())
             self.block = tuple(config.weight_quant_key.scale.group_shape)
             self.packed: bool | None = None
 
         @classmethod
         def is_supported(cls, compute_capability=None):
-            if not current_platform.is_cpu():
-                return False, "requires the platform cpu"
+            if not vllm_device.served("linear"):
+                return False, "requires the platform cpu, or cuda with the setting cuda.linear"
             return True, None
 
         @classmethod
@@ -93,6 +100,10 @@ def kernel_class() -> type:
         def process_weights_after_loading(self, layer) -> None:
             params = self._get_layer_params(layer)
             scale = params.block_scale
+            if not scale.dtype.is_floating_point:
+                raise TypeError(
+                    f"{params.block_scale_attr}: expected floating point, got {scale.dtype}"
+                )
             if scale.dtype != torch.float32 or not scale.is_contiguous():
                 replace_parameter(
                     layer, params.block_scale_attr, scale.data.to(torch.float32).contiguous()

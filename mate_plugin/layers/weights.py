@@ -21,7 +21,8 @@ def check_weights(
 
     Raises:
         ValueError: a shape, or one scale without the other.
-        TypeError: weights without scales that are not of one 16-bit dtype, or the reverse.
+        TypeError: weights without scales that are not of one 16-bit dtype, or the reverse; scales
+            that are not float32.
     """
     check_block(block)
     n, k = block
@@ -39,6 +40,9 @@ def check_weights(
         "w13_scale": (w13_scale, (experts, 2 * _blocks(inner, n), _blocks(hidden, k))),
         "w2_scale": (w2_scale, (experts, _blocks(hidden, n), _blocks(inner, k))),
     }
+    for name, scale in (("w13_scale", w13_scale), ("w2_scale", w2_scale)):
+        if scale is not None:
+            _check_scale_layout(name, scale)
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             in_blocks = "" if w13_scale is None else f" in {n}x{k} blocks"
@@ -85,6 +89,14 @@ def _check_dtypes(w13: torch.Tensor, w2: torch.Tensor, scaled: bool) -> None:
         )
     if w2.dtype != w13.dtype:
         raise TypeError(f"w2: expected {w13.dtype}, the dtype of w13, got {w2.dtype}")
+
+
+def _check_scale_layout(name: str, scale: torch.Tensor) -> None:
+    # Engines rewrite scales for other kernels: packed powers of two (UE8M0), padded, transposed.
+    if scale.dtype != torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {scale.dtype}")
+    if not scale.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous rows, got strides {list(scale.stride())}")
 
 
 def _blocks(size: int, block: int) -> int:

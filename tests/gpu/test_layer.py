@@ -8,6 +8,7 @@ from devices import seeded
 from gpu_contract import require_gpu
 
 from mate_plugin.layers.experts import Experts
+from mate_plugin.layers.linear import BlockLinear
 from mate_plugin.layers.plan import MODES
 
 require_gpu()
@@ -89,3 +90,17 @@ def test_it_compiles_and_is_captured() -> None:
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("size", [(384, 512), (200, 272)])
+def test_linear_layers_round_as_experts_do(size: tuple[int, int]) -> None:
+    g = seeded(4)
+    blocks = [-(-n // 128) for n in size]
+    weight = torch.randn(*size, generator=g).to(torch.float8_e4m3fn)
+    scale = torch.rand(*blocks, generator=g) / size[1] ** 0.5
+    x = torch.randn(70, size[1], generator=g).to(BF16)
+    layer, host = BlockLinear(weight, scale), BlockLinear(weight.cpu(), scale.cpu())
+    assert (layer.activation, host.activation) == ("fp8", "bf16")
+    want = BlockLinear(weight.cpu(), scale.cpu(), activation="fp8")(x.cpu())
+    close(layer(x).cpu(), want)
+    close(BlockLinear(weight, scale, activation="bf16")(x).cpu(), host(x.cpu()))

@@ -90,11 +90,43 @@ def by_name() -> None:
         check(found, moe(weights, hidden, probs, ids))
     # Linear layers off mate_cpu stay SGLang's.
     assert type(config.get_quant_method(bare(ReplicatedLinear), "x")) is Fp8LinearMethod
-    publish("triton")
-    layer = fused_moe(KINDS["bf16"], None, TOPK)
-    assert layer.runner_backend.value == "triton"
-    method = config.get_quant_method(bare(type(layer)), "experts")
-    assert type(method) is Fp8MoEMethod
+    for other in ("triton", "auto"):
+        publish(other)
+        layer = fused_moe(KINDS["bf16"], None, TOPK)
+        assert layer.runner_backend.value == "triton"
+        method = config.get_quant_method(bare(type(layer)), "experts")
+        assert type(method) is Fp8MoEMethod
+
+
+def unnamed() -> None:
+    """Asked for by the setting, our methods have the FP8 experts that name no runner backend."""
+    from sglang.srt.layers.moe.topk import StandardTopKOutput
+    from sglang.srt.layers.moe.utils import MoeA2ABackend
+    from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+    from sglang.srt.runtime_context import get_flags
+
+    from mate_plugin import report
+
+    load("cuda")
+    (hook,) = (hook for hook in report.hooks() if hook.name == "sglang.moe")
+    assert hook.reason.startswith("--moe-runner-backend auto or mate: ")
+    publish("auto")
+    config = fp8_config()
+    hidden, probs, ids = routed()
+    layer = fused_moe(WHOLE, config, TOPK)
+    assert layer.runner_backend.value == "mate"
+    assert type(layer.quant_method).__name__ == "MateFp8MoEMethod"
+    check(layer(hidden, StandardTopKOutput(probs, ids, None)), moe(WHOLE, hidden, probs, ids))
+    # What ours cannot serve, and what is not FP8, stays SGLang's.
+    other = fused_moe(WHOLE, config, TOPK, activation="gelu")
+    assert not other.quant_method.ours
+    assert other.runner_backend.value == "triton"
+    assert fused_moe(KINDS["bf16"], None, TOPK).runner_backend.value != "mate"
+    bare_layer = bare(type(layer))
+    whole_tensors = fp8_config(weight_block_size=None)
+    assert type(whole_tensors.get_quant_method(bare_layer, "experts")) is Fp8MoEMethod
+    get_flags().moe.a2a_backend = MoeA2ABackend.DEEPEP
+    assert type(config.get_quant_method(bare_layer, "experts")) is Fp8MoEMethod
 
 
 def as_deep_gemm() -> None:

@@ -38,7 +38,7 @@ def fp8_config(config: Any = None, block: list[int] | None = None, **changes: An
     return (config or Fp8Config)(**fields | changes)
 
 
-def fused_moe(weights: MoeWeights, quant_config: Any, topk: int) -> Any:
+def fused_moe(weights: MoeWeights, quant_config: Any, topk: int, **options: Any) -> Any:
     """SGLang's FusedMoE with ``weights`` loaded by its own loader, ready to run."""
     from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 
@@ -52,6 +52,7 @@ def fused_moe(weights: MoeWeights, quant_config: Any, topk: int) -> Any:
         quant_config=quant_config,
         prefix="model.layers.0.mlp.experts",
         params_dtype=torch.bfloat16,
+        **options,
     )
     pairs = [("weight", weights.w13, weights.w2)]
     if weights.w13_scale is not None:

@@ -11,6 +11,7 @@ CASES = {
     "defaults_on_musa": {},
     "without_kernels": UNSERVED | {"MATE_PLUGIN_SGLANG_SPARSE": "1"},
     "by_name": WANTED,
+    "unnamed": WANTED | {"MATE_PLUGIN_CUDA_MOE": "1"},
     "as_deep_gemm": {"MATE_PLUGIN_SGLANG_MOE_DEEP_GEMM": "1"},
 }
 
