@@ -34,7 +34,7 @@ void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
 void masked_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
                  TensorView counts, TensorView out, OptionalTensor signal, int64_t a_tag,
                  int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
-                 int64_t num_threads, int64_t /*stream*/) {
+                 int64_t /*expect_tokens*/, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("masked_gemm");
   std::vector<Group> groups;
   for (int64_t e = 0; e < b.size(0); ++e) {

@@ -24,6 +24,7 @@ struct Rows {
   int64_t num_groups;
   int64_t rows;       // of A, or of A[g]
   int64_t alignment;  // kPerToken, kPsum
+  int64_t expected;   // kMasked: rows of a group that the caller expects, or 0
 };
 
 // Contents of info are cut to what exists and never followed outside. k is that of all groups

@@ -187,7 +187,7 @@ def m_grouped_fp8_gemm_nt_masked(
         b: FP8 (G, N, K), K contiguous, and float32 scales (G, ceil(N/gn), ceil(K/128)).
         d: bfloat16 or float32 (G, M, N), N contiguous. Rows past the mask stay as they are.
         masked_m: int32 (G,).
-        expected_m: rows that the caller expects per group; no effect on a CPU.
+        expected_m: rows that the caller expects per group; picks tile sizes on GPUs.
         recipe, recipe_a, recipe_b, compiled_dims, disable_ue8m0_cast: as in :func:`fp8_gemm_nt`.
 
     Raises:
@@ -198,7 +198,9 @@ def m_grouped_fp8_gemm_nt_masked(
     check_hints(compiled_dims, disable_ue8m0_cast)
     integer("expected_m", expected_m, 0, optional=False)
     _MASKED(qa, sa, qb, sb, d, masked_m, grain[1], grain[0])
-    masked.launch(qa, sa, qb, sb, masked_m, d, d.dtype, grain, False, None, counts_name="masked_m")
+    masked.launch(
+        qa, sa, qb, sb, masked_m, d, d.dtype, grain, expected_m, False, None, counts_name="masked_m"
+    )
 
 
 def k_grouped_fp8_gemm_tn_contiguous(

@@ -18,7 +18,7 @@ masked_gemm = library.define(
     "masked_gemm",
     "(Tensor a, Tensor? sa, Tensor b, Tensor? sb, Tensor counts, Tensor(a!) out,"
     " Tensor(b!)? signal, int a_tag, int b_tag, int gran_n, int gran_k, int out_tag,"
-    " int num_threads, int stream) -> ()",
+    " int expect_tokens, int num_threads, int stream) -> ()",
 )
 ragged_k_gemm = library.define(
     "ragged_k_gemm",

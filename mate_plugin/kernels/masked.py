@@ -71,6 +71,7 @@ def launch(
     out: torch.Tensor | None,
     out_dtype: torch.dtype,
     grain: Granularity,
+    expect_tokens: int | None,
     enable_overlap: bool,
     signal: torch.Tensor | None,
     counts_name: str = "masked_tokens_info",
@@ -105,6 +106,7 @@ def launch(
         gran_n,
         gran_k,
         library.tag(out.dtype),
+        expect_tokens or 0,
         library.threads(None, a),
         library.stream(a),
     )

@@ -128,7 +128,17 @@ def masked_moe_gemm_8bit(
     check = _MASKED[ragged_m.scale_kind(sb, grain[2])]
     check(a, sa, as_rows(b), sb, masked_tokens_info, out, signal, grain[1], grain[0])
     return masked.launch(
-        a, sa, b, sb, masked_tokens_info, out, torch.bfloat16, grain, enable_overlap, signal
+        a,
+        sa,
+        b,
+        sb,
+        masked_tokens_info,
+        out,
+        torch.bfloat16,
+        grain,
+        expect_tokens,
+        enable_overlap,
+        signal,
     )
 
 

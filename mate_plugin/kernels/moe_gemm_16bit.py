@@ -109,7 +109,17 @@ def masked_moe_gemm_16bit(
     masked.check_options(expect_tokens, enable_overlap, signal)
     _MASKED[_dtype("a", a)](a, as_rows(b), masked_tokens_info, out, signal)
     return masked.launch(
-        a, None, b, None, masked_tokens_info, out, a.dtype, _UNSCALED, enable_overlap, signal
+        a,
+        None,
+        b,
+        None,
+        masked_tokens_info,
+        out,
+        a.dtype,
+        _UNSCALED,
+        expect_tokens,
+        enable_overlap,
+        signal,
     )
 
 

@@ -94,6 +94,7 @@ def masked_moe_gemm_w8a16(
         out,
         input_a.dtype,
         grain,
+        expect_tokens,
         enable_overlap,
         signal,
     )

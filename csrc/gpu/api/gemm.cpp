@@ -33,7 +33,7 @@ Operand rows_of_b(const TensorView& b, int64_t tag, int rank) {
 
 Rows rows(RowMode mode, const TensorView& info, int64_t num_groups, int64_t count,
           int64_t alignment = 1) {
-  return {mode, data<const int32_t>(info), info.stride(0), num_groups, count, alignment};
+  return {mode, data<const int32_t>(info), info.stride(0), num_groups, count, alignment, 0};
 }
 
 void run(const Gemm& p, const Launch& launch) {
@@ -77,18 +77,20 @@ void ragged_m_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor
 
 Gemm masked(const TensorView& a, const OptionalTensor& sa, const TensorView& b,
             const OptionalTensor& sb, const TensorView& counts, const TensorView& out,
-            int64_t a_tag, int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag) {
+            int64_t a_tag, int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
+            int64_t expect_tokens) {
   Gemm p = experts(a, sa, b, sb, out, a_tag, b_tag, gran_n, gran_k, out_tag);
   p.rows = rows(RowMode::kMasked, counts, b.size(0), a.size(1));
+  p.rows.expected = expect_tokens;
   return p;
 }
 
 void masked_gemm(TensorView a, OptionalTensor sa, TensorView b, OptionalTensor sb,
                  TensorView counts, TensorView out, OptionalTensor signal, int64_t a_tag,
-                 int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag, int64_t num_mp,
-                 int64_t stream) {
+                 int64_t b_tag, int64_t gran_n, int64_t gran_k, int64_t out_tag,
+                 int64_t expect_tokens, int64_t num_mp, int64_t stream) {
   MATE_COUNT_CALL("masked_gemm");
-  Gemm p = masked(a, sa, b, sb, counts, out, a_tag, b_tag, gran_n, gran_k, out_tag);
+  Gemm p = masked(a, sa, b, sb, counts, out, a_tag, b_tag, gran_n, gran_k, out_tag, expect_tokens);
   const Call call(a, num_mp, stream);
   if (signal.has_value()) {
     const SignalUnits units = signal_units(p, call.launch());
@@ -102,8 +104,10 @@ tvm::ffi::Array<int64_t> masked_signal_units(TensorView a, OptionalTensor sa, Te
                                              OptionalTensor sb, TensorView counts, TensorView out,
                                              OptionalTensor /*signal*/, int64_t a_tag,
                                              int64_t b_tag, int64_t gran_n, int64_t gran_k,
-                                             int64_t out_tag, int64_t num_mp, int64_t stream) {
-  const Gemm p = masked(a, sa, b, sb, counts, out, a_tag, b_tag, gran_n, gran_k, out_tag);
+                                             int64_t out_tag, int64_t expect_tokens, int64_t num_mp,
+                                             int64_t stream) {
+  const Gemm p =
+      masked(a, sa, b, sb, counts, out, a_tag, b_tag, gran_n, gran_k, out_tag, expect_tokens);
   const Call call(a, num_mp, stream);
   const SignalUnits units = signal_units(p, call.launch());
   return {units.m, units.n};
