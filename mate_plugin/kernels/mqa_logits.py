@@ -43,6 +43,13 @@ _logits = library.define(
 )
 
 
+def _new_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    # On a GPU rows start where cache lines do, or neighbours would write parts of the same ones.
+    line = 1 if device.type == "cpu" else 32
+    width = -(-columns // line) * line
+    return torch.empty((rows, width), dtype=torch.float32, device=device)[:, :columns]
+
+
 def get_paged_mqa_logits_metadata(
     context_lens: torch.Tensor, block_kv: int, num_mps: int = 0
 ) -> torch.Tensor:
@@ -141,7 +148,7 @@ def fp8_paged_mqa_logits(
         check_schedule(schedule_meta, expected)
     if out is None:
         rows = q.shape[0] * q.shape[1]
-        out = torch.empty((rows, max_context_len), dtype=torch.float32, device=q.device)
+        out = _new_logits(rows, max_context_len, q.device)
     _paged_logits(
         q,
         fused_kv_cache,
@@ -211,7 +218,7 @@ def fp8_mqa_logits(
         check_ranges(cu_seq_len_k_start, cu_seq_len_k_end, k.shape[0], max_seqlen_k)
     if out is None:
         columns = max_seqlen_k if max_seqlen_k > 0 else k.shape[0]
-        out = torch.empty((q.shape[0], columns), dtype=torch.float32, device=q.device)
+        out = _new_logits(q.shape[0], columns, q.device)
     _logits(
         q,
         k,

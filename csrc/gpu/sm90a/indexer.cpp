@@ -89,7 +89,7 @@ const char* unfit(const Form& p) {
 }
 
 template <typename Items, typename Form>
-ScoreArgs<Items> score_args(const Form& p, const Items& items) {
+ScoreArgs<Items> score_args(const Form& p, const Items& items, bool keys_once) {
   ScoreArgs<Items> args{};
   args.queries = tensor_map(queries_box(p));
   args.keys = tensor_map(keys_box(p));
@@ -100,6 +100,7 @@ ScoreArgs<Items> score_args(const Form& p, const Items& items) {
   args.weight_head_stride = p.weight_head_stride;
   args.heads = static_cast<int>(p.heads);
   args.depth = static_cast<int>(p.depth);
+  args.keys_once = keys_once;
   args.out = p.out;
   args.out_stride = p.out_stride;
   args.columns = p.columns;
@@ -125,7 +126,7 @@ ScoreShape merged_shape(int64_t heads, int64_t rows) {
 ScoreShape score_shape(int64_t heads, int64_t rows) {
   constexpr int kColumns = 128;  // of a product, at most
   const int each = row_heads(heads);
-  if (rows * each > 2 * kColumns) return {kColumns, 2, each, true};
+  if (rows * each > 2 * kColumns) return {kColumns, 1, each, true};
   if (rows * each > kColumns) return {kColumns, 2, each, false};
   int columns = each;
   while (columns < rows * each) columns *= 2;
@@ -178,11 +179,12 @@ void sm90a_paged_scores(const PagedScores& p, const Launch& launch) {
     items.lens_per_row = true;
     items.lens_row_stride = p.lens_request_stride;
   }
+  items.plain = !merges && items.items_per_request == 1 && (!p.lens_per_row || p.next_n == 1);
   items.num_blocks = static_cast<int>(p.num_blocks);
   while (int64_t{1} << items.block_bits < p.block_size) ++items.block_bits;
   items.most = static_cast<int>(sm90a::most_tokens(p));
-  auto args = sm90a::score_args(p, items);
-  sm90a::launch_paged(shape, args, launch);
+  const bool keys_once = !merges && items.items_per_request == 1;
+  sm90a::launch_paged(shape, sm90a::score_args(p, items, keys_once), launch);
 }
 
 void sm90a_flat_scores(const FlatScores& p, const Launch& launch) {
@@ -198,8 +200,7 @@ void sm90a_flat_scores(const FlatScores& p, const Launch& launch) {
   items.tokens = static_cast<int>(p.tokens);
   items.columns = p.columns;
   items.compressed = p.compressed;
-  auto args = sm90a::score_args(p, items);
-  sm90a::launch_flat(shape, args, launch);
+  sm90a::launch_flat(shape, sm90a::score_args(p, items, items.count == 1), launch);
 }
 
 }  // namespace mate::gpu

@@ -16,6 +16,7 @@ constexpr int kTileTokens = 64;  // rows of a warpgroup's product
 struct PagedItems {
   int count, rows, rows_per_item;
   int items_per_request, next_n;
+  bool plain;  // an item of each request, which sees as many tokens as its one length says
   const int32_t* context_lens;
   bool lens_per_row;
   int64_t lens_request_stride, lens_row_stride;
@@ -44,7 +45,8 @@ struct ScoreArgs {
   Items items;
   const float* weights;
   int64_t weight_row_stride, weight_head_stride;
-  int heads, depth, stages;
+  int heads, depth;
+  bool keys_once;  // no key belongs to several items
   float* out;
   int64_t out_stride, columns;
   bool clean;
@@ -67,7 +69,7 @@ struct ScoreShape {
 // The shape for runs of `rows` rows that share their keys; heads is at most 128.
 ScoreShape score_shape(int64_t heads, int64_t rows);
 
-void launch_paged(const ScoreShape& shape, ScoreArgs<PagedItems>& args, const Launch& launch);
-void launch_flat(const ScoreShape& shape, ScoreArgs<FlatItems>& args, const Launch& launch);
+void launch_paged(const ScoreShape& shape, const ScoreArgs<PagedItems>& args, const Launch& launch);
+void launch_flat(const ScoreShape& shape, const ScoreArgs<FlatItems>& args, const Launch& launch);
 
 }  // namespace mate::gpu::sm90a

@@ -8,7 +8,15 @@ namespace mate::gpu::sm90a {
 
 // One warp.
 __device__ inline void fill_columns(float* row, int64_t first, int64_t end, float value) {
-  for (int64_t i = first + threadIdx.x % 32; i < end; i += 32) row[i] = value;
+  const int lane = threadIdx.x % 32;
+  // Up to where 16 bytes can be written at once, those, and the rest.
+  const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(row + first) / 4 % 4);
+  const int64_t body = min(first + (4 - skew) % 4, end),
+                tail = body + max(end - body, int64_t{0}) / 4 * 4;
+  if (first + lane < body) row[first + lane] = value;
+  const float4 four{value, value, value, value};
+  for (int64_t i = body + 4 * lane; i < tail; i += 128) *reinterpret_cast<float4*>(row + i) = four;
+  if (tail + lane < end) row[tail + lane] = value;
 }
 
 // One of `warps` warps. Runs of columns go round, so that long rows do not hold one of them up.

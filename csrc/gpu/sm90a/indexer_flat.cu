@@ -2,7 +2,7 @@
 
 namespace mate::gpu::sm90a {
 
-void launch_flat(const ScoreShape& shape, ScoreArgs<FlatItems>& args, const Launch& launch) {
+void launch_flat(const ScoreShape& shape, const ScoreArgs<FlatItems>& args, const Launch& launch) {
   launch_any(shape, args, launch);
 }
 

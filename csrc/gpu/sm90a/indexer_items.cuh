@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "gpu/sm90a/indexer_args.h"
+#include "gpu/sm90a/ptx.cuh"
 
 namespace mate::gpu::sm90a {
 
@@ -34,6 +35,7 @@ __device__ inline RowRun merged_rows(const PagedItems& p, int item) {
   if (of_run > 0 && __ldg(p.request_of + item - 1) == request) return {item, 0, item, 0};
   const int most = min(p.rows_per_item - of_run, p.count - item);
   int count = 1;
+#pragma unroll 1
   while (count < most && __ldg(p.request_of + item + count) == request) ++count;
   return {item, count, item, 0};
 }
@@ -86,10 +88,13 @@ __device__ inline RowView row_view(const Items& p, const RowRun& rows, int i) {
   return row_view(p, rows, i, first == nullptr ? 0 : __ldg(first), __ldg(end_of(p, rows, i)));
 }
 
+__device__ inline int tiles_of(int tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
+
 template <typename Items>
-__device__ inline TileRun item_tiles(const Items& p, int item) {
-  const RowRun rows = item_rows(p, item);
+__device__ inline TileRun run_tiles(const Items& p, const RowRun& rows) {
   int first = INT_MAX, end = 0;
+  // Unrolled, it would be most of the code that each block has to fetch before its first copy.
+#pragma unroll 1
   for (int i = 0; i < rows.count; ++i) {
     const RowView seen = row_view(p, rows, i);
     if (seen.first >= seen.end) continue;
@@ -99,7 +104,18 @@ __device__ inline TileRun item_tiles(const Items& p, int item) {
   if (end == 0) return {0, 0};
   constexpr int kSector = 16;  // tiles start where sectors of the scales and of the logits do
   first = first / kSector * kSector;
-  return {first, (end - first + kTileTokens - 1) / kTileTokens};
+  return {first, tiles_of(end - first)};
+}
+
+__device__ inline TileRun item_tiles(const PagedItems& p, int item) {
+  if (p.plain) {
+    const int end = __ldg(p.context_lens + item * p.lens_request_stride);
+    return {0, tiles_of(min(max(end, 0), p.most))};
+  }
+  return run_tiles(p, item_rows(p, item));
+}
+__device__ inline TileRun item_tiles(const FlatItems& p, int item) {
+  return run_tiles(p, item_rows(p, item));
 }
 
 __device__ inline TilePlace tile_place(const PagedItems& p, int item, int token) {
@@ -110,6 +126,16 @@ __device__ inline TilePlace tile_place(const PagedItems& p, int item, int token)
   const bool exists = block >= 0 && block < p.num_blocks;
   return {token - (column << p.block_bits), exists ? block : -1};
 }
+
+// Part `i` of what `tile_place` reads first, while the lengths are under way.
+__device__ inline void prefetch_places(const PagedItems& p, int i) {
+  constexpr int kEntries = 32;  // of a cache line
+  const int lines = (p.most - 1 >> p.block_bits) / kEntries + 1, item = i / lines;
+  if (p.plain && p.most > 0 && item < p.count) {
+    prefetch(p.block_table + item * p.table_stride + (i - item * lines) * kEntries);
+  }
+}
+__device__ inline void prefetch_places(const FlatItems&, int) {}
 
 __device__ inline TilePlace tile_place(const FlatItems&, int, int token) { return {token, 0}; }
 

@@ -1,8 +1,6 @@
 // Scores of the lightning indexer on Hopper. Each block takes an equal run of the list of all tiles
-// of keys: one warp copies tiles ahead, warpgroups multiply them and add up over heads.
+// of keys: warps copy tiles ahead, warpgroups multiply them and add up over heads.
 #pragma once
-
-#include <algorithm>
 
 #include "gpu/sm90a/indexer_clean.cuh"
 #include "gpu/sm90a/indexer_copies.cuh"
@@ -22,33 +20,39 @@ template <typename S, typename Items>
 __global__ void __launch_bounds__(S::kThreads, 1)
     score_kernel(const __grid_constant__ ScoreArgs<Items> p) {
   extern __shared__ __align__(1024) char memory[];
-  const ScoreShared<S> shared{memory, p.stages};
+  const ScoreShared<S> shared{memory};
   ScoreNotes<S>& notes = shared.notes();
-  constexpr int kProducer = S::kWarpgroups * 128, kConsumerWarps = S::kWarpgroups * 4;
-  if (threadIdx.x == kProducer) {
+  constexpr int kConsumerWarps = S::kWarpgroups * 4;
+  const int warp = threadIdx.x / 32 - kConsumerWarps, lane = threadIdx.x % 32;
+  if (warp == S::kRings && lane == 0) {
     prefetch_map(&p.queries);
     prefetch_map(&p.keys);
     prefetch_map(&p.key_scales);
-    for (int i = 0; i < p.stages; ++i) {
+#pragma unroll
+    for (int i = 0; i < ScoreShared<S>::kStages; ++i) {
       init_barrier(&notes.full[i], 1);
       init_barrier(&notes.empty[i], S::kSplitsRows ? kConsumerWarps : 4);
     }
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
       init_barrier(&notes.items_full[i], 1 + 32);
       init_barrier(&notes.items_empty[i], kConsumerWarps);
     }
+    notes.items_begun = 2;
     fence_barrier_init();
   }
+  if (warp < 2 - kConsumerWarps) prefetch_places(p.items, blockIdx.x * 64 + threadIdx.x);
   // Its barriers are what makes the initialised ones known to all threads.
-  const Share share = find_share(p.items, notes.share);
+  const Share share = find_share<S::kThreads>(p.items, notes.share);
 
-  if (threadIdx.x >= kProducer) {
+  if (warp >= 0) {
     if constexpr (kConsumerRegisters<S> > 0) fewer_registers<kProducerRegisters<S>>();
-    const int warp = threadIdx.x / 32 - kConsumerWarps;
-    if (warp == 0) {
-      copy_tiles(p, shared, share);
-    } else if (p.clean) {
-      clean_rows(p, (warp - 1) * gridDim.x + blockIdx.x, 3 * gridDim.x);
+    if (warp < S::kRings) {
+      copy_tiles(p, shared, share, warp);
+    } else {
+      if (warp == S::kRings) copy_items(p, shared, share);
+      constexpr int kOthers = 4 - S::kRings;
+      if (p.clean) clean_rows(p, (warp - S::kRings) * gridDim.x + blockIdx.x, kOthers * gridDim.x);
     }
   } else {
     if constexpr (kConsumerRegisters<S> > 0) more_registers<kConsumerRegisters<S>>();
@@ -57,22 +61,17 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 }
 
 template <typename S, typename Items>
-void launch_scores(ScoreArgs<Items>& p, const Launch& launch) {
-  constexpr int kMaxBytes = 227 << 10, kFixedBytes = ScoreShared<S>::kFixedBytes;
-  constexpr int kStageBytes = S::kKeyBytes + S::kScaleBytes;
-  constexpr int kStages = std::min(kMaxStages, (kMaxBytes - kFixedBytes) / kStageBytes);
-  static_assert(kStages > 2 * S::kWarpgroups);
-  constexpr int bytes = kFixedBytes + kStages * kStageBytes;
-  p.stages = kStages;
+void launch_scores(const ScoreArgs<Items>& p, const Launch& launch) {
   const auto kernel = score_kernel<S, Items>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+  constexpr int kBytes = ScoreShared<S>::kBytes;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
         "indexer scores");
-  kernel<<<launch.num_sms, S::kThreads, bytes, launch.stream>>>(p);
+  kernel<<<launch.num_sms, S::kThreads, kBytes, launch.stream>>>(p);
   check_launch("indexer scores");
 }
 
 template <int depth, typename Items>
-void launch_shape(const ScoreShape& shape, ScoreArgs<Items>& p, const Launch& launch) {
+void launch_shape(const ScoreShape& shape, const ScoreArgs<Items>& p, const Launch& launch) {
   const auto is = [&](int columns, int groups, int row_heads, bool splits_rows) {
     return shape.columns == columns && shape.groups == groups && shape.row_heads == row_heads &&
            shape.splits_rows == splits_rows;
@@ -81,19 +80,19 @@ void launch_shape(const ScoreShape& shape, ScoreArgs<Items>& p, const Launch& la
   if (is(64, 1, 32, false)) return launch_scores<Shape<depth, 64, 1, 32, false>>(p, launch);
   if (is(128, 1, 32, false)) return launch_scores<Shape<depth, 128, 1, 32, false>>(p, launch);
   if (is(128, 2, 32, false)) return launch_scores<Shape<depth, 128, 2, 32, false>>(p, launch);
-  if (is(128, 2, 32, true)) return launch_scores<Shape<depth, 128, 2, 32, true>>(p, launch);
+  if (is(128, 1, 32, true)) return launch_scores<Shape<depth, 128, 1, 32, true>>(p, launch);
   if (is(64, 1, 64, false)) return launch_scores<Shape<depth, 64, 1, 64, false>>(p, launch);
   if (is(128, 1, 64, false)) return launch_scores<Shape<depth, 128, 1, 64, false>>(p, launch);
   if (is(128, 2, 64, false)) return launch_scores<Shape<depth, 128, 2, 64, false>>(p, launch);
-  if (is(128, 2, 64, true)) return launch_scores<Shape<depth, 128, 2, 64, true>>(p, launch);
+  if (is(128, 1, 64, true)) return launch_scores<Shape<depth, 128, 1, 64, true>>(p, launch);
   if (is(128, 1, 128, false)) return launch_scores<Shape<depth, 128, 1, 128, false>>(p, launch);
   if (is(128, 2, 128, false)) return launch_scores<Shape<depth, 128, 2, 128, false>>(p, launch);
-  return launch_scores<Shape<depth, 128, 2, 128, true>>(p, launch);
+  return launch_scores<Shape<depth, 128, 1, 128, true>>(p, launch);
 }
 
 // With the constants of a shape of `score_shape`.
 template <typename Items>
-void launch_any(const ScoreShape& shape, ScoreArgs<Items>& p, const Launch& launch) {
+void launch_any(const ScoreShape& shape, const ScoreArgs<Items>& p, const Launch& launch) {
   switch (p.depth) {
     case 32:
       return launch_shape<32>(shape, p, launch);

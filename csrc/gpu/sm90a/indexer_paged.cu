@@ -2,7 +2,8 @@
 
 namespace mate::gpu::sm90a {
 
-void launch_paged(const ScoreShape& shape, ScoreArgs<PagedItems>& args, const Launch& launch) {
+void launch_paged(const ScoreShape& shape, const ScoreArgs<PagedItems>& args,
+                  const Launch& launch) {
   launch_any(shape, args, launch);
 }
 

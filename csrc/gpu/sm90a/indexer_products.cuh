@@ -18,12 +18,8 @@ struct TileDescriptor {
   }
 };
 
-// Zero where x is below, NaN where it is one.
-__device__ __forceinline__ float relu(float x) {
-  float y;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
-  return y;
-}
+// 2 x, or zero where x is below, NaN where it is one. Sums are issued at twice the rate of maxima.
+__device__ __forceinline__ float twice_relu(float x) { return x + fabsf(x); }
 
 // The rows whose logits a lane stores: of each group one of four lanes' share. Row q of a group
 // belongs to lanes by bit 1, the two halves of the tokens (8 apart) by bit 0.
@@ -36,11 +32,12 @@ struct LaneRows {
   __device__ static bool stores() { return S::kGroupRows > 1 || (threadIdx.x & 2) == 0; }
 };
 
-// Sums over heads of one product: of each row and both tokens of this thread, then over the quad.
+// Sums over heads of one product by half the weights: of each row and both tokens of this thread,
+// then over the quad.
 // The order does not depend on the number of rows.
 template <typename S>
 __device__ __forceinline__ void sum_heads(const float (&products)[S::kColumns / 2],
-                                          const float (&weights)[S::kColumns / 4],
+                                          const float (&half_weights)[S::kColumns / 4],
                                           float (&logits)[LaneRows<S>::kCount]) {
   constexpr int kRows = S::kGroupRows, kBlocks = S::kRowHeads / 8;
   constexpr int kLaneRows = LaneRows<S>::kCount;
@@ -53,7 +50,7 @@ __device__ __forceinline__ void sum_heads(const float (&products)[S::kColumns / 
     for (int j = q * kBlocks; j < (q + 1) * kBlocks; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        sums[i / 2][i % 2] += weights[2 * j + i % 2] * relu(products[4 * j + i]);
+        sums[i / 2][i % 2] += half_weights[2 * j + i % 2] * twice_relu(products[4 * j + i]);
       }
     }
     const float low = sums[0][0] + sums[0][1], high = sums[1][0] + sums[1][1];
@@ -89,8 +86,9 @@ class Scorer {
 
   // The block's share has `count` tiles.
   __device__ void run(int count) {
-    StageRing ring{S::kSplitsRows ? 0 : wg_, p_.stages, 0};
-    for (int at = ring.stage; at < count;) {
+    const int of_ring = S::kSplitsRows ? 0 : wg_;
+    StageRing<S> ring(of_ring);
+    for (int at = of_ring; at < count;) {
       wait(&notes_.full[ring.stage], ring.phase);
       const int item = notes_.tiles[ring.stage].item;
       begin_item(item);
@@ -123,8 +121,8 @@ class Scorer {
       for (int i = 0; i < S::kColumns / 8; ++i) {
         const int column = 8 * i + threadIdx.x % 4 * 2;
         const float* weights = note.weights[wg_row + g * S::kGroupRows + column / S::kRowHeads];
-        weights_[g][2 * i] = weights[column % S::kRowHeads];
-        weights_[g][2 * i + 1] = weights[column % S::kRowHeads + 1];
+        half_weights_[g][2 * i] = 0.5f * weights[column % S::kRowHeads];
+        half_weights_[g][2 * i + 1] = 0.5f * weights[column % S::kRowHeads + 1];
       }
     }
     RowTarget* targets = notes_.targets[wg_];
@@ -153,13 +151,13 @@ class Scorer {
   }
 
   // The next tile of the item that a row of this warpgroup sees; false after the item's last tile.
-  __device__ bool take(StageRing& ring, int& at, TileInWork& tile) {
+  __device__ bool take(StageRing<S>& ring, int& at, TileInWork& tile) {
     for (;;) {
       wait(&notes_.full[ring.stage], ring.phase);
       const TileNote note = notes_.tiles[ring.stage];
       tile = {ring.stage, note.token, shared_.scales(ring.stage)[token_], note.exists, note.last};
-      ring.advance(S::kStep);
-      at += S::kStep;
+      ring.advance();
+      at += S::kRings;
       if (note.token < end_ && note.token + kTileTokens > first_) return true;
       release(tile);
       if (note.last) return false;
@@ -192,7 +190,7 @@ class Scorer {
   __device__ __forceinline__ void store_logits(const TileInWork& tile, Products& products) const {
     fence_sums(products);
     float logits[kLaneRows];
-    sum_heads<S>(products, weights_[group], logits);
+    sum_heads<S>(products, half_weights_[group], logits);
     const int token = tile.token + token_;
     const RowTarget* targets = notes_.targets[wg_] + group * S::kGroupRows + LaneRows<S>::first();
 #pragma unroll
@@ -208,7 +206,7 @@ class Scorer {
   // one is under way, or those of the other warpgroups. None stays so around the loop: the compiler
   // would order all products.
   template <int groups>
-  __device__ void score_item(StageRing& ring, int& at, TileInWork tile) {
+  __device__ void score_item(StageRing<S>& ring, int& at, TileInWork tile) {
     do {
       Products products[groups];
       multiply_tile<0>(tile, products[0]);
@@ -231,7 +229,7 @@ class Scorer {
   uint32_t queries_;  // lower half of a descriptor
   int first_, end_;   // tokens that any row of this warpgroup sees
   int groups_;        // up to the last one with such a row
-  float weights_[kGroups][S::kColumns / 4];
+  float half_weights_[kGroups][S::kColumns / 4];
 };
 
 }  // namespace mate::gpu::sm90a

@@ -15,8 +15,9 @@ struct Shape {
   static constexpr int kWarpgroups = kOf.warpgroups(), kThreads = (kWarpgroups + 1) * 128;
   static constexpr int kGroupRows = kOf.group_rows(), kWarpgroupRows = kOf.warpgroup_rows();
   static constexpr int kItemRows = kOf.item_rows();
-  // Of a warpgroup's turn to the next: tiles of a block's share.
-  static constexpr int kStep = splits_rows ? 1 : kWarpgroups;
+  // Rings of stages, each with a warp that fills it: warpgroups that take tiles in turn have one
+  // each, so that none waits for a tile that is not its own.
+  static constexpr int kRings = splits_rows ? 1 : kWarpgroups;
 
   static constexpr int kQueryBytes = kItemRows * row_heads * depth;
   static constexpr int kKeyBytes = kTileTokens * depth, kScaleBytes = kTileTokens * 4;
@@ -45,6 +46,12 @@ struct alignas(16) RowTarget {
 };
 
 constexpr int kMaxStages = 24;
+constexpr int kMostBytes = 227 << 10;
+// Of tiles that one block has asked for. Memory answers no faster to more of them, and less evenly:
+// some multiprocessors then finish long before the others.
+constexpr int kFlightBytes = 76 << 10;
+
+constexpr int least(int a, int b, int c) { return a < b ? (a < c ? a : c) : (b < c ? b : c); }
 
 template <typename S>
 struct ScoreNotes {
@@ -53,36 +60,46 @@ struct ScoreNotes {
   TileNote tiles[kMaxStages];
   Barrier full[kMaxStages], empty[kMaxStages];
   Barrier items_full[2], items_empty[2];
+  int items_begun;  // those whose slots were free so far: no tile of another may be told of
   ShareScratch share;
 };
 
 template <typename S>
 struct ScoreShared {
+  static constexpr int kFixedBytes = 2 * S::kQueryBytes + static_cast<int>(sizeof(ScoreNotes<S>));
+  static constexpr int kStageBytes = S::kKeyBytes + S::kScaleBytes;
+  static constexpr int kRingStages =
+      least(kMaxStages, kFlightBytes / kStageBytes, (kMostBytes - kFixedBytes) / kStageBytes) /
+      S::kRings;
+  static constexpr int kStages = kRingStages * S::kRings;
+  static constexpr int kBytes = kFixedBytes + kStages * kStageBytes;
+  static_assert(kRingStages >= 2);
+
   char* base;
-  int stages;
 
   // Every part is a multiple of 1024 bytes, which swizzled tiles want, up to the scales.
   __device__ char* queries(int slot) const { return base + slot * S::kQueryBytes; }
   __device__ char* keys(int stage) const { return queries(2) + stage * S::kKeyBytes; }
   __device__ float* scales(int stage) const {
-    return reinterpret_cast<float*>(keys(stages)) + stage * kTileTokens;
+    return reinterpret_cast<float*>(keys(kStages)) + stage * kTileTokens;
   }
   __device__ ScoreNotes<S>& notes() const {
-    return *reinterpret_cast<ScoreNotes<S>*>(scales(stages));
+    return *reinterpret_cast<ScoreNotes<S>*>(scales(kStages));
   }
-
-  static constexpr int kFixedBytes = 2 * S::kQueryBytes + static_cast<int>(sizeof(ScoreNotes<S>));
 };
 
-// Position in the ring of stages.
+// Position in a ring of stages.
+template <typename S>
 struct StageRing {
-  int stage, stages;
+  int first, stage;  // of this ring, in work
   uint32_t phase;
 
-  __device__ void advance(int steps) {
-    stage += steps;
-    if (stage >= stages) {
-      stage -= stages;
+  __device__ explicit StageRing(int ring)
+      : first(ring * ScoreShared<S>::kRingStages), stage(first), phase(0) {}
+
+  __device__ void advance() {
+    if (++stage == first + ScoreShared<S>::kRingStages) {
+      stage = first;
       phase ^= 1;
     }
   }

@@ -91,6 +91,11 @@ __device__ __forceinline__ float load_shared(uint32_t from) {
   return value;
 }
 
+// Into the second-level cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
