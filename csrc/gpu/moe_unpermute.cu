@@ -129,7 +129,7 @@ void unpermute(const Unpermute& p, const SlotsOfRows& slots, const Launch& launc
   if (p.num_tokens == 0 || p.cols == 0) return;
   const int64_t num_slots = p.num_tokens * p.topk;
   Sums sums{p, slots, Divider(1), 0, 0, 0};
-  sums.p.row_of = nullptr;
+  if (p.row_of != nullptr) return launch_unpermute(sums, launch);
   // Few rows are faster searched by every block than turned into a table.
   constexpr int64_t kFewRows = 8192, kFewLooks = 1 << 21;
   const int64_t blocks = p.num_tokens * blocks_of(p.cols, kSumThreads * 8);
