@@ -18,12 +18,12 @@ constexpr int64_t kSpare = 8192;  // candidates at most, beside 4 k
 constexpr int64_t kMostScratch = int64_t{1} << 28;  // bytes, for rows that share none
 constexpr int64_t kSegment = kThreads * kBatch;     // of a row, at least
 
+// A row in elements of the logits and of the output, whose pointers are those of the launch.
 struct Row {
-  const float* values;
+  int64_t first, out;
   uint32_t count;
-  int32_t* out;
 
-  __device__ Run run() const { return {values, count, false}; }
+  __device__ Run run(const TopKRows& p) const { return {p.values + first, count, false}; }
 };
 
 __device__ inline Row row_of(const TopKRows& p, int64_t r) {
@@ -32,8 +32,7 @@ __device__ inline Row row_of(const TopKRows& p, int64_t r) {
   };
   const int64_t start = p.starts == nullptr ? 0 : p.starts[r * p.start_stride];
   const int64_t first = cut(start, 0), end = cut(p.lengths[r * p.length_stride], first);
-  return {p.values + r * p.row_stride + first, static_cast<uint32_t>(end - first),
-          p.out + r * p.out_stride};
+  return {r * p.row_stride + first, r * p.out_stride, static_cast<uint32_t>(end - first)};
 }
 
 // Calls f(r) for the rows of a block that have more than k values; the others are all taken. `row`
@@ -49,7 +48,7 @@ __device__ inline void each_row(const TopKRows& p, Row& row, const F& f) {
       continue;
     }
     for (int64_t i = threadIdx.x; i < p.k; i += blockDim.x) {
-      row.out[i] = i < row.count ? static_cast<int32_t>(i) : -1;
+      p.out[row.out + i] = i < row.count ? static_cast<int32_t>(i) : -1;
     }
   }
 }
@@ -65,10 +64,10 @@ __host__ __device__ inline uint32_t rank_in_sample(int64_t n, int64_t k) {
 
 // The cut that lets the candidates of a row through: of each of equal stretches, some neighbours at
 // random, since even steps would follow any period.
-__device__ Cut sample_cut(const Row& row, uint32_t k, uint32_t rank, SelectRoom& room) {
+__device__ Cut sample_cut(const TopKRows& p, const Row& row, uint32_t rank, SelectRoom& room) {
   constexpr int kEach = kSample / kThreads, kTeam = kTogether / kEach;
   constexpr uint32_t kGroups = kSample / kTogether;
-  const Run run = row.run();
+  const Run run = row.run(p);
   const uint32_t stretch = row.count / kGroups, group = threadIdx.x / kTeam;
   const uint32_t random = __umulhi((group + 1) * 2654435761u, stretch - kTogether);
   // Down to a multiple of what is loaded together, but not below the first value.
@@ -81,7 +80,7 @@ __device__ Cut sample_cut(const Row& row, uint32_t k, uint32_t rank, SelectRoom&
   for (uint32_t& key : sample.keys) key = run.key(key);
   // Of many at the cut no more than k can count.
   const Cut cut = find_cut(sample, rank, room);
-  return {cut.key, cut.equal == 0 ? 0 : k};
+  return {cut.key, cut.equal == 0 ? 0 : static_cast<uint32_t>(p.k)};
 }
 
 // Values found in a row, as keys and then the index of each.
@@ -100,9 +99,9 @@ struct Found {
 };
 
 // Candidates among the values from `first` on; returns how many there are, or more than fit.
-__device__ uint32_t collect(const Row& row, uint32_t first, uint32_t count, const Cut& cut,
-                            const Candidates& found, SelectRoom& room) {
-  const Run run(row.values + first, count, false);
+__device__ uint32_t collect(const TopKRows& p, const Row& row, uint32_t first, uint32_t count,
+                            const Cut& cut, const Candidates& found, SelectRoom& room) {
+  const Run run(p.values + row.first + first, count, false);
   Taker taker(cut, room);
   Streamed<Run>{run}.each_batch([&](uint32_t position, const uint32_t (&keys)[kBatch]) {
     taker.take(keys).each([&](uint32_t number, uint32_t i) {
@@ -116,9 +115,9 @@ __device__ uint32_t collect(const Row& row, uint32_t first, uint32_t count, cons
   return taker.count();
 }
 
-__device__ void select_of_row(const Row& row, uint32_t k, SelectRoom& room) {
-  const Run run = row.run();
-  select(run, k, row.out, room,
+__device__ void select_of_row(const TopKRows& p, const Row& row, SelectRoom& room) {
+  const Run run = row.run(p);
+  select(run, p.k, p.out + row.out, room,
          [&](uint32_t position) { return static_cast<int32_t>(position - run.head); });
 }
 
@@ -128,16 +127,16 @@ __global__ void __launch_bounds__(kThreads, kPerSm) short_rows_kernel(TopKRows p
   __shared__ Row row;
   room.clear();
   each_row(p, row, [&](int64_t) {
-    const Run run = row.run();
-    select_held(run, p.k, row.out, room,
+    const Run run = row.run(p);
+    select_held(run, p.k, p.out + row.out, room,
                 [&](uint32_t position) { return static_cast<int32_t>(position - run.head); });
   });
 }
 
 // Where a sample can tell, the rank in it of the cut for candidates, else 0.
-__device__ inline uint32_t rank_of_cut(const Row& row, uint32_t k) {
-  if (row.count <= k || row.run().size <= block_positions()) return 0;
-  return rank_in_sample(row.count, k);
+__device__ inline uint32_t rank_of_cut(const TopKRows& p, const Row& row) {
+  if (row.count <= p.k || row.run(p).size <= block_positions()) return 0;
+  return rank_in_sample(row.count, p.k);
 }
 
 __global__ void __launch_bounds__(kThreads, kPerSm) long_rows_kernel(TopKRows p, Found all) {
@@ -146,15 +145,15 @@ __global__ void __launch_bounds__(kThreads, kPerSm) long_rows_kernel(TopKRows p,
   room.clear();
   each_row(p, row, [&](int64_t) {
     const Candidates found = all.of(blockIdx.x);
-    const uint32_t rank = found.most == 0 ? 0 : rank_of_cut(row, p.k);
+    const uint32_t rank = found.most == 0 ? 0 : rank_of_cut(p, row);
     uint32_t count = 0;
     if (rank > 0) {
-      count = collect(row, 0, row.count, sample_cut(row, p.k, rank, room), found, room);
+      count = collect(p, row, 0, row.count, sample_cut(p, row, rank, room), found, room);
     }
     // Too few or too many are not right.
     const bool right = count >= p.k && count <= found.most;
-    const Run run = right ? Run(found.words, count, true) : row.run();
-    select(run, p.k, row.out, room, [&](uint32_t position) {
+    const Run run = right ? Run(found.words, count, true) : row.run(p);
+    select(run, p.k, p.out + row.out, room, [&](uint32_t position) {
       return static_cast<int32_t>(right ? found.words[position + found.most] : position - run.head);
     });
   });
@@ -177,13 +176,13 @@ __global__ void __launch_bounds__(kThreads, kPerSm) collect_kernel(TopKRows p, S
     __syncthreads();
     if (threadIdx.x == 0) row = row_of(p, r);
     __syncthreads();
-    const uint32_t rank = rank_of_cut(row, p.k);
+    const uint32_t rank = rank_of_cut(p, row);
     uint32_t count = 0;
     if (rank > 0) {
       const auto first = static_cast<uint32_t>(row.count * segment / s.per_row);
       const auto end = static_cast<uint32_t>(row.count * (segment + 1) / s.per_row);
-      const Cut cut = sample_cut(row, p.k, rank, room);
-      count = collect(row, first, end - first, cut, s.found.of(unit), room);
+      const Cut cut = sample_cut(p, row, rank, room);
+      count = collect(p, row, first, end - first, cut, s.found.of(unit), room);
     }
     if (threadIdx.x == 0) s.counts[unit] = count;
   }
@@ -235,9 +234,9 @@ __global__ void __launch_bounds__(kThreads, 1) finish_kernel(TopKRows p, Segment
     firsts[mine] = prefix.before;
     if (mine == kThreads - 1) firsts[kThreads] = prefix.all;
     __syncthreads();
-    if (misled || prefix.all < p.k) return select_of_row(row, p.k, room);
+    if (misled || prefix.all < p.k) return select_of_row(p, row, room);
     const Joined all{s.found, r * s.per_row, firsts, s.per_row, prefix.all};
-    select(all, p.k, row.out, room, [&](uint32_t i) { return all.index(i); });
+    select(all, p.k, p.out + row.out, room, [&](uint32_t i) { return all.index(i); });
   });
 }
 

@@ -86,8 +86,9 @@ struct Taken {
 
   // Calls f(number, place in the batch) for each.
   template <typename F>
-  __device__ void each(const F& f) {
-    for (; bits != 0; bits &= bits - 1) f(number++, __ffs(bits) - 1);
+  __device__ void each(const F& f) const {
+    uint32_t next = number;
+    for (unsigned left = bits; left != 0; left &= left - 1) f(next++, __ffs(left) - 1);
   }
 };
 
@@ -126,6 +127,26 @@ class Taker {
   int turn_ = 1;  // sums[0] was used to find the cut
 };
 
+// Writes index_of(position) of the first `count` staged positions.
+template <typename IndexOf>
+__device__ inline void write_staged(uint32_t count, int32_t* out, const SelectRoom& room,
+                                    const IndexOf& index_of) {
+  constexpr int kEach = 4;  // that a thread looks up before it writes them
+  for (uint32_t first = threadIdx.x; first < count; first += kEach * blockDim.x) {
+    int32_t indices[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const uint32_t at = first + i * blockDim.x;
+      if (at < count) indices[i] = index_of(room.staged[at]);
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const uint32_t at = first + i * blockDim.x;
+      if (at < count) out[at] = indices[i];
+    }
+  }
+}
+
 // Writes index_of(position) of the k largest of a source that a block can hold, of which there are
 // at least so many, by way of shared memory, so that neighbours are written together. All of a
 // block.
@@ -136,18 +157,11 @@ __device__ inline void select_held(const Source& source, uint32_t k, int32_t* ou
   source.load(first_position(), all.keys);
   const Taken taken = Taker(find_cut(all, k, room), room).take(all.keys);
   for (uint32_t from = 0; from < k; from += kStaged) {
-    uint32_t at = taken.number - from;
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if ((taken.bits >> i & 1) == 0) continue;
-      if (at < kStaged) room.staged[at] = first_position() + i;
-      ++at;
-    }
+    taken.each([&](uint32_t number, uint32_t i) {
+      if (number - from < kStaged) room.staged[number - from] = first_position() + i;
+    });
     __syncthreads();
-    const uint32_t count = min(k - from, uint32_t{kStaged});
-    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
-      out[from + i] = index_of(room.staged[i]);
-    }
+    write_staged(min(k - from, uint32_t{kStaged}), out + from, room, index_of);
     __syncthreads();
   }
 }
