@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(kThreads) permute_rows_kernel(Copies c, Op op)
     if (slot < 0 || slot >= p.num_slots) return;
     uint32_t j;
     const int64_t token = c.topk.divide(static_cast<uint32_t>(slot), j);
+    const float weight = weight_of_slot(p.weights, token, j);
     part.load(static_cast<const T*>(p.hidden.data) + token * c.hidden_stride);
-    part.store(static_cast<T*>(p.rows.data) + row * c.rows_stride, op,
-               weight_of_slot(p.weights, token, j));
+    part.store(static_cast<T*>(p.rows.data) + row * c.rows_stride, op, weight);
   });
 }
 
