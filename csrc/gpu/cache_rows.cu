@@ -52,10 +52,29 @@ struct Gather {
   int log_team;
 };
 
-constexpr int kGathered = 2;              // rows of a team at a time
+constexpr int kGathered = 8;              // accesses of a lane at a time
 constexpr int64_t kCountedByBlock = 512;  // requests, at most
 
-// The codes of a row by accesses of type T; scales by bytes where they are not aligned.
+// Where the codes and the scale of row i are, or null.
+struct Key {
+  const char *codes, *scale;
+};
+
+__device__ inline Key find_key(const Gather& g, const int64_t* starts, int64_t i) {
+  const GatherKeys& p = g.p;
+  const int64_t request = request_of(starts, p.num_requests, i);
+  uint32_t row;
+  const auto position = static_cast<uint32_t>(i - starts[request]);
+  const int64_t column = g.block_size.divide(position, row);
+  const int64_t block = p.block_table[request * p.table_stride + column];
+  if (block < 0 || block >= p.cache.num_blocks) return {nullptr, nullptr};
+  const char* data = p.cache.data + block * p.cache.block_stride;
+  return {data + row * p.cache.depth,
+          data + p.cache.block_size * p.cache.depth + row * sizeof(float)};
+}
+
+// Each lane finds a row; teams of lanes copy the codes of all that their warp found, by accesses of
+// type T. Scales go by bytes where they are not aligned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gather_keys_kernel(Gather g) {
   __shared__ int64_t counted[kCountedByBlock + 1];
@@ -66,54 +85,45 @@ __global__ void __launch_bounds__(kThreads) gather_keys_kernel(Gather g) {
     __syncthreads();
     starts = counted;
   }
-  const int team = 1 << g.log_team, lane = threadIdx.x & (team - 1);
-  const int64_t teams = kThreads >> g.log_team, width = p.cache.depth / sizeof(T);
-  const int64_t total = starts[p.num_requests], rows = total < p.rows ? total : p.rows;
-  for (int64_t first = blockIdx.x * teams * kGathered + (threadIdx.x >> g.log_team); first < rows;
-       first += gridDim.x * teams * kGathered) {
-    const char* from[kGathered];  // codes of a row, or null
-    const char* scales[kGathered];
-#pragma unroll
-    for (int h = 0; h < kGathered; ++h) {
-      const int64_t i = first + h * teams;
-      from[h] = scales[h] = nullptr;
-      if (i >= rows) continue;
-      const int64_t request = request_of(starts, p.num_requests, i);
-      uint32_t row;
-      const auto position = static_cast<uint32_t>(i - starts[request]);
-      const int64_t column = g.block_size.divide(position, row);
-      const int64_t block = p.block_table[request * p.table_stride + column];
-      if (block < 0 || block >= p.cache.num_blocks) continue;
-      const char* data = p.cache.data + block * p.cache.block_stride;
-      from[h] = data + row * p.cache.depth;
-      scales[h] = data + p.cache.block_size * p.cache.depth + row * sizeof(float);
-    }
-    for (int64_t at = lane; at < width; at += team) {
-      T v[kGathered] = {};
-#pragma unroll
-      for (int h = 0; h < kGathered; ++h) {
-        if (from[h] != nullptr) v[h] = reinterpret_cast<const T*>(from[h])[at];
-      }
-#pragma unroll
-      for (int h = 0; h < kGathered; ++h) {
-        const int64_t i = first + h * teams;
-        if (i < rows) reinterpret_cast<T*>(p.codes + i * p.row_stride)[at] = v[h];
+  const int lane = threadIdx.x % kWarp, team = 1 << g.log_team, teams = kWarp >> g.log_team;
+  const int64_t width = p.cache.depth / sizeof(T), total = starts[p.num_requests];
+  const int64_t rows = total < p.rows ? total : p.rows;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x - lane;
+       first < rows; first += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const Key key = first + lane < rows ? find_key(g, starts, first + lane) : Key{};
+    float scale = 0;
+    if (key.scale != nullptr) {
+      if (sizeof(T) >= sizeof(float)) {
+        scale = *reinterpret_cast<const float*>(key.scale);
+      } else {
+        memcpy(&scale, key.scale, sizeof(scale));
       }
     }
-    if (lane != 0) continue;
+    for (int row = lane >> g.log_team; row < kWarp; row += kGathered * teams) {
+      const char* from[kGathered];
 #pragma unroll
-    for (int h = 0; h < kGathered; ++h) {
-      const int64_t i = first + h * teams;
-      float scale = 0;
-      if (scales[h] != nullptr) {
-        if (sizeof(T) >= sizeof(float)) {
-          scale = *reinterpret_cast<const float*>(scales[h]);
-        } else {
-          memcpy(&scale, scales[h], sizeof(scale));
+      for (int h = 0; h < kGathered; ++h) {
+        from[h] = reinterpret_cast<const char*>(__shfl_sync(
+            kAllLanes, reinterpret_cast<unsigned long long>(key.codes), (row + h * teams) % kWarp));
+      }
+      for (int64_t at = lane & (team - 1); at < width; at += team) {
+        T v[kGathered] = {};
+#pragma unroll
+        for (int h = 0; h < kGathered; ++h) {
+          if (row + h * teams < kWarp && from[h] != nullptr) {
+            v[h] = reinterpret_cast<const T*>(from[h])[at];
+          }
+        }
+#pragma unroll
+        for (int h = 0; h < kGathered; ++h) {
+          const int64_t i = first + row + h * teams;
+          if (row + h * teams < kWarp && i < rows) {
+            reinterpret_cast<T*>(p.codes + i * p.row_stride)[at] = v[h];
+          }
         }
       }
-      if (i < rows) p.scales[i * p.scale_stride] = scale;
     }
+    if (first + lane < rows) p.scales[(first + lane) * p.scale_stride] = scale;
   }
 }
 
@@ -174,8 +184,8 @@ void gather_keys(const GatherKeys& p, const ContextLens& lens, const Launch& lau
     using T = decltype(access);
     gather.log_team = std::min(log_above(p.cache.depth / static_cast<int64_t>(sizeof(T))), 5);
     // No more than are at work at once, each of which counts rows once.
-    const int64_t blocks = std::min(blocks_of(p.rows, (kThreads >> gather.log_team) * kGathered),
-                                    int64_t{launch.num_sms} * (2048 / kThreads));
+    const int64_t blocks =
+        std::min(blocks_of(p.rows, kThreads), int64_t{launch.num_sms} * (2048 / kThreads));
     gather_keys_kernel<T>
         <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(gather);
     check_launch("gather_k");
