@@ -66,10 +66,7 @@ struct Input {
       }
 #pragma unroll
       for (int i = 0; i < n; ++i) v[i] = silu(v[i]) * ups[i];
-      if (in.rounded) {
-#pragma unroll
-        for (int i = 0; i < n; ++i) v[i] = rounded<type>(v[i]);
-      }
+      if (in.rounded) round_columns<type>(v);
     }
   }
 };
