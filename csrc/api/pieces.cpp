@@ -1,5 +1,6 @@
 // Entry points of the pieces around the GEMMs of a layer: tensors to plain structs, one call.
 // Arguments were checked in Python (mate_plugin/kernels/quant.py, moe.py).
+#include <algorithm>
 #include <vector>
 
 #include "api/choices.h"
@@ -69,11 +70,13 @@ void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor row_of_sl
                    OptionalTensor weights, TensorView out, int64_t topk, int64_t tag,
                    int64_t out_tag, int64_t weights_tag, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("moe_unpermute");
+  const int64_t num_slots = out.size(0) * topk;
   std::vector<int32_t> found;
   const auto* row_of = data<const int32_t>(row_of_slot);
-  if (row_of == nullptr) {
+  auto leaves_rows = [&](int32_t row) { return row >= rows.size(0); };
+  if (row_of == nullptr || std::any_of(row_of, row_of + num_slots, leaves_rows)) {
     found = cpu::rows_of_slots(data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0),
-                               out.size(0) * topk);
+                               num_slots);
     row_of = found.data();
   }
   kernels().unpermute({matrix(rows, tag), matrix(out, out_tag), row_of,

@@ -38,7 +38,8 @@ __device__ inline void find_addends(const Sums& s, int64_t token, int64_t first,
   const int64_t first_slot = token * s.p.topk + first;
   __syncthreads();  // those before were read
   for (int j = threadIdx.x; j < count; j += kSumThreads) {
-    rows[j] = s.p.row_of == nullptr ? -1 : s.p.row_of[first_slot + j];
+    const int32_t row = s.p.row_of == nullptr ? -1 : s.p.row_of[first_slot + j];
+    rows[j] = row < s.slots.num_rows ? row : -1;
     weights[j] = weight_of_slot(s.p.weights, token, first + j);
   }
   __syncthreads();

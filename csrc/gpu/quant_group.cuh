@@ -35,9 +35,9 @@ __device__ inline float group_scale(uint32_t most, float least, bool power_of_tw
 }
 
 // Quotients by one scale, as the rounding to FP8 sees them. A product with the correctly rounded
-// inverse and one correction (Markstein) can differ from a division only where the quotient is
-// within 2^-23 units of the middle of two floats, and none is beside a boundary between codes, or
-// where it is far below the smallest code. With these signs a zero keeps its own.
+// inverse and one correction (Markstein) can differ from a division only within 2^-23 units in the
+// last place of the middle of two floats, where no quotient beside a boundary between codes is, or
+// far below the smallest code. With these signs a zero keeps its own.
 class ByScale {
  public:
   __device__ explicit ByScale(float scale) {
