@@ -46,12 +46,37 @@ struct SlotWeights {
   int64_t row_stride, col_stride;
 };
 
+// Experts chosen by each token, as the router gives them: int32 or int64 with free strides. Slot
+// token * topk + j is its j-th choice.
+struct Choices {
+  const void* ids;  // [num_tokens, topk]
+  bool is_64_bit;
+  int64_t row_stride, col_stride;
+  int64_t num_tokens, topk;
+  const int32_t* expert_map;  // [num_global] local index of each expert, or null: ids are local
+  int64_t map_stride, num_global;
+};
+
+// Which rows of a sorted layout hold which slots. Row i holds slot slot_of[i] and belongs to
+// expert_of_row[i]; -1: to none.
+struct Layout {
+  int32_t* slot_of;        // [num_rows]
+  int32_t* counts;         // [num_experts]
+  int32_t* ends;           // [num_experts] one past the last row of each expert
+  int32_t* expert_of_row;  // [num_rows]
+  int32_t* row_of_slot;    // [num_tokens * topk], -1: the slot has no row
+  int64_t num_rows, num_experts;
+  int64_t alignment;  // the first row of an expert is a multiple of it
+  int64_t capacity;   // rows of each expert, used or not; 0: as many as it has, aligned
+};
+
 // rows[i] = hidden[slot / topk] (* weight of the slot) with slot = slot_of[i]; other rows stay.
 struct Permute {
   Matrix hidden;           // [num_slots / topk, cols]
   Matrix rows;             // [num_rows, cols], type of hidden
   const int32_t* slot_of;  // [num_rows]; a number outside [0, num_slots) is no slot
   int64_t slot_stride;
+  const int32_t* row_of_slot;  // [num_slots] says the same; null where that is not known
   SlotWeights weights;
   int64_t num_rows, num_slots, topk, cols;
   int num_threads;

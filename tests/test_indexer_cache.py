@@ -173,6 +173,19 @@ def test_keys_are_gathered(seed, lens, depth, block, gap):
         assert out_scale[written:].eq(7).all()
 
 
+@pytest.mark.parametrize("requests", [300, 1200])
+def test_keys_of_many_requests_are_gathered(requests):
+    generator = seeded(requests)
+    cache = empty_cache(20, 16, 32)
+    cache.copy_(torch.randint(0, 127, cache.shape, generator=generator))
+    table = torch.randint(0, 20, (requests, 2), generator=generator, dtype=torch.int32)
+    lens = torch.randint(0, 33, (requests,), generator=generator, dtype=torch.int32)
+    wanted_k, wanted_scale = oracle.gather_k(cache, table, lens)
+    k, scale = gather_k(cache, table, lens)
+    assert torch.equal(bits(k), wanted_k)
+    assert torch.equal(scale, wanted_scale)
+
+
 def test_one_output_sets_the_rows_of_the_other():
     cache = empty_cache(2, 16, 32)
     arguments = cache, torch.tensor([[1, 0]], dtype=torch.int32), torch.tensor([3]).int()

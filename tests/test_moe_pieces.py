@@ -45,6 +45,9 @@ def assert_routed(got: moe.Routing, expected: tuple[list[int], ...]) -> None:
         values = getattr(got, name).tolist()
         assert values[: len(wanted)] == wanted, name
         assert set(values[len(wanted) :]) <= {-1}, name
+    assert got.row_of_slot is not None
+    rows = {slot: row for row, slot in enumerate(got.row_of.tolist()) if slot >= 0}
+    assert got.row_of_slot.tolist() == [rows.get(i, -1) for i in range(len(got.row_of_slot))]
 
 
 @quick
@@ -125,6 +128,14 @@ def test_there_and_back(
     torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(out_dtype).eps, atol=2e-6)
     again = torch.empty(num_tokens, cols, dtype=out_dtype)
     assert moe.unpermute(y, routing, weights, again).equal(out)
+
+    # The same where only the slots of rows are known.
+    alone = routing._replace(row_of_slot=None)
+    searched = moe.permute(hidden, alone, topk, weights)
+    assert searched[routing.row_of >= 0].equal(
+        moe.permute(hidden, routing, topk, weights)[routing.row_of >= 0]
+    )
+    assert moe.unpermute(y, alone, weights, again).equal(out)
 
 
 def test_nan_stays_with_its_token() -> None:
@@ -272,6 +283,13 @@ ROUTING = moe.route(torch.tensor([[0, 1], [1, 0]]), 2)
         ),
         (
             ValueError,
+            r"routing.row_of_slot: expected shape \(S,?\) = \(4,?\), S = T \* topk, got \(3,\)",
+            lambda: moe.permute(
+                torch.zeros(2, 4), ROUTING._replace(row_of_slot=ROUTING.row_of[:3]), 2
+            ),
+        ),
+        (
+            ValueError,
             "topk_weights: expected 2 weights per token, as the routing has them, got 3",
             lambda: moe.unpermute(torch.zeros(4, 4), ROUTING, torch.zeros(2, 3), torch.zeros(2, 4)),
         ),
@@ -301,6 +319,11 @@ def test_checks_contents_on_request() -> None:
                 moe.permute(hidden, routing, 2)
             with pytest.raises(ValueError, match=f"row_of: expected -1 or .* got {got}"):
                 moe.unpermute(torch.zeros(2, 4), routing, None, hidden)
+        routing = moe.route(ids, 2)
+        moe.permute(hidden, routing, 2)
+        turned = routing._replace(row_of_slot=routing.row_of.flip(0).contiguous())
+        with pytest.raises(ValueError, match=r"row_of_slot: expected 0, .* got 1 at slot 0"):
+            moe.permute(hidden, turned, 2)
     finally:
         checks.set_index_checks(before)
     assert moe.route(ids, 2, far).counts.tolist() == [1, 0]

@@ -69,6 +69,17 @@ def test_long_rows(k):
     assert_selects(logits, k, [40000, 16000, 39991])
 
 
+@pytest.mark.parametrize("where", ["first", "last", "alike"])
+def test_long_rows_that_mislead_a_sample(where):
+    # A stretch that holds all of the largest, or neighbours that say the same.
+    logits = normal(17, 2, 30000)
+    if where == "alike":
+        logits = logits[:, ::50].repeat_interleave(50, 1) + logits * 1e-3
+    else:
+        logits[:, slice(1500) if where == "first" else slice(-1500, None)] += 10
+    assert_selects(logits, 1000, [30000, 29000])
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
 def test_rows_are_cut_into_parts(rows):
     assert_selects(normal(rows, rows, 33000), 700)

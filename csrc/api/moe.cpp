@@ -18,26 +18,26 @@ constexpr int64_t kRowsAtOnce = 16384;
 
 // Sorted rows of some tokens, and the groups that gate, up and down multiply.
 struct SortedRows {
-  std::vector<int32_t> row_of, counts, ends, expert_of_row, tokens, row_of_slot;
+  std::vector<int32_t> slot_of, counts, ends, expert_of_row, row_of_slot, tokens;
   std::vector<Group> entering, leaving;
   int64_t num_rows = 0;
 
   // `first` is the number of the first token.
-  SortedRows(const cpu::Choices& choices, int64_t first, int64_t num_experts, int64_t hidden,
+  SortedRows(const Choices& choices, int64_t first, int64_t num_experts, int64_t hidden,
              int64_t inner)
-      : row_of(choices.num_tokens * choices.topk),
+      : slot_of(choices.num_tokens * choices.topk),
         counts(num_experts),
         ends(num_experts),
-        expert_of_row(row_of.size()) {
-    const auto slots = static_cast<int64_t>(row_of.size());
-    cpu::route(choices, {row_of.data(), counts.data(), ends.data(), expert_of_row.data(), slots,
-                         num_experts, 1, 0});
+        expert_of_row(slot_of.size()),
+        row_of_slot(slot_of.size()) {
+    const auto slots = static_cast<int64_t>(slot_of.size());
+    cpu::route(choices, {slot_of.data(), counts.data(), ends.data(), expert_of_row.data(),
+                         row_of_slot.data(), slots, num_experts, 1, 0});
     num_rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
     tokens.resize(num_rows);
     for (int64_t i = 0; i < num_rows; ++i) {
-      tokens[i] = static_cast<int32_t>(first + row_of[i] / choices.topk);
+      tokens[i] = static_cast<int32_t>(first + slot_of[i] / choices.topk);
     }
-    row_of_slot = cpu::rows_of_slots(row_of.data(), 1, num_rows, slots);
     for (int64_t e = 0; e < num_experts; ++e) {
       if (counts[e] == 0) continue;
       const int64_t row = ends[e] - counts[e];
@@ -80,7 +80,7 @@ void fused_experts(TensorView hidden, OptionalTensor hidden_scale, TensorView to
 
   const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce / std::max<int64_t>(1, topk));
   for (int64_t token = 0; token < num_tokens; token += at_once) {
-    cpu::Choices choices = expert_choices(topk_ids, expert_map);
+    Choices choices = expert_choices(topk_ids, expert_map);
     choices.num_tokens = std::min(at_once, num_tokens - token);
     choices.ids = static_cast<const char*>(choices.ids) +
                   token * choices.row_stride * (choices.is_64_bit ? 8 : 4);

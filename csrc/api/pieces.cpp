@@ -1,5 +1,6 @@
 // Entry points of the pieces around the GEMMs of a layer: tensors to plain structs, one call.
 // Arguments were checked in Python (mate_plugin/kernels/quant.py, moe.py).
+#include <algorithm>
 #include <vector>
 
 #include "api/choices.h"
@@ -42,42 +43,43 @@ void silu_and_mul_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_
   quantise(p.in.x, q, scale, p, group, ue8m0, q_tag, num_threads);
 }
 
-void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView row_of, TensorView counts,
-               TensorView ends, TensorView expert_of_row, int64_t alignment, int64_t capacity,
-               int64_t /*num_threads*/, int64_t /*stream*/) {
+void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView slot_of,
+               TensorView counts, TensorView ends, TensorView expert_of_row, TensorView row_of_slot,
+               int64_t alignment, int64_t capacity, int64_t /*num_threads*/, int64_t /*stream*/) {
   MATE_COUNT_CALL("moe_route");
-  const cpu::Choices choices = expert_choices(topk_ids, expert_map);
-  cpu::Layout layout{data<int32_t>(row_of),
-                     data<int32_t>(counts),
-                     data<int32_t>(ends),
-                     data<int32_t>(expert_of_row),
-                     row_of.size(0),
-                     counts.size(0),
-                     alignment,
-                     capacity};
-  int64_t full = cpu::route(choices, layout);
+  const int64_t full = cpu::route(
+      expert_choices(topk_ids, expert_map),
+      sorted_layout(slot_of, counts, ends, expert_of_row, row_of_slot, alignment, capacity));
   if (full >= 0) {
     TVM_FFI_THROW(ValueError) << "capacity: expected room for every row of each expert, got "
                               << capacity << ", which expert " << full << " exceeds";
   }
 }
 
-void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor weights, TensorView rows,
-                 int64_t topk, int64_t tag, int64_t weights_tag, int64_t num_threads,
-                 int64_t /*stream*/) {
+void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor row_of_slot,
+                 OptionalTensor weights, TensorView rows, int64_t topk, int64_t tag,
+                 int64_t weights_tag, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("moe_permute");
   kernels().permute({matrix(hidden, tag), matrix(rows, tag), data<const int32_t>(slot_of),
-                     slot_of.stride(0), slot_weights(weights, weights_tag), rows.size(0),
-                     hidden.size(0) * topk, topk, rows.size(1), static_cast<int>(num_threads)});
+                     slot_of.stride(0), data<const int32_t>(row_of_slot),
+                     slot_weights(weights, weights_tag), rows.size(0), hidden.size(0) * topk, topk,
+                     rows.size(1), static_cast<int>(num_threads)});
 }
 
-void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor weights, TensorView out,
-                   int64_t topk, int64_t tag, int64_t out_tag, int64_t weights_tag,
-                   int64_t num_threads, int64_t /*stream*/) {
+void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor row_of_slot,
+                   OptionalTensor weights, TensorView out, int64_t topk, int64_t tag,
+                   int64_t out_tag, int64_t weights_tag, int64_t num_threads, int64_t /*stream*/) {
   MATE_COUNT_CALL("moe_unpermute");
-  const std::vector<int32_t> row_of = cpu::rows_of_slots(
-      data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0), out.size(0) * topk);
-  kernels().unpermute({matrix(rows, tag), matrix(out, out_tag), row_of.data(),
+  const int64_t num_slots = out.size(0) * topk;
+  std::vector<int32_t> found;
+  const auto* row_of = data<const int32_t>(row_of_slot);
+  auto leaves_rows = [&](int32_t row) { return row >= rows.size(0); };
+  if (row_of == nullptr || std::any_of(row_of, row_of + num_slots, leaves_rows)) {
+    found = cpu::rows_of_slots(data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0),
+                               num_slots);
+    row_of = found.data();
+  }
+  kernels().unpermute({matrix(rows, tag), matrix(out, out_tag), row_of,
                        slot_weights(weights, weights_tag), out.size(0), topk, out.size(1),
                        static_cast<int>(num_threads)});
 }

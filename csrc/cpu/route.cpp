@@ -34,7 +34,7 @@ int64_t sort_slots(const Choices& c, const Layout& layout) {
                              [&](int32_t count) { return count > layout.capacity; });
     if (full != next.end()) return full - next.begin();
   }
-  std::fill_n(layout.row_of, layout.num_rows, -1);
+  std::fill_n(layout.slot_of, layout.num_rows, -1);
   std::fill_n(layout.expert_of_row, layout.num_rows, -1);
   int64_t end = 0;
   for (int64_t e = 0; e < layout.num_experts; ++e) {
@@ -49,7 +49,9 @@ int64_t sort_slots(const Choices& c, const Layout& layout) {
     std::fill_n(layout.expert_of_row + (count > 0 ? first : 0), count, static_cast<int32_t>(e));
   }
   for (size_t slot = 0; slot < experts.size(); ++slot) {
-    if (experts[slot] >= 0) layout.row_of[next[experts[slot]]++] = static_cast<int32_t>(slot);
+    const int32_t row = experts[slot] >= 0 ? next[experts[slot]]++ : -1;
+    layout.row_of_slot[slot] = row;
+    if (row >= 0) layout.slot_of[row] = static_cast<int32_t>(slot);
   }
   return -1;
 }

@@ -10,15 +10,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// starts[r] = rows of the requests before r, by one block.
-constexpr int kScanThreads = 1024;
-
-__global__ void __launch_bounds__(kScanThreads)
-    scan_lengths_kernel(ContextLens lens, int64_t num_requests, int64_t* starts) {
+// starts[r] = rows of the requests before r, by all of a block.
+__device__ inline void scan_lengths(const ContextLens& lens, int64_t num_requests,
+                                    int64_t* starts) {
   __shared__ int64_t sums[2][kWarp];
   int64_t before = 0;
   int turn = 0;
-  for (int64_t base = 0; base < num_requests; base += kScanThreads) {
+  for (int64_t base = 0; base < num_requests; base += blockDim.x) {
     const int64_t r = base + threadIdx.x;
     int64_t length = r < num_requests ? lens.data[r * lens.stride] : 0;
     length = length < 0 ? 0 : length > lens.most ? lens.most : length;
@@ -28,6 +26,13 @@ __global__ void __launch_bounds__(kScanThreads)
     before += prefix.all;
   }
   if (threadIdx.x == 0) starts[num_requests] = before;
+}
+
+constexpr int kScanThreads = 1024;
+
+__global__ void __launch_bounds__(kScanThreads)
+    scan_lengths_kernel(ContextLens lens, int64_t num_requests, int64_t* starts) {
+  scan_lengths(lens, num_requests, starts);
 }
 
 // The request that row i belongs to: the last one that starts at or before it.
@@ -41,65 +46,84 @@ __device__ inline int64_t request_of(const int64_t* starts, int64_t num_requests
 }
 
 struct Gather {
-  GatherKeys p;
+  GatherKeys p;  // starts null: every block counts rows itself
+  ContextLens lens;
   Divider block_size;
   int log_team;
 };
 
-constexpr int kGathered = 2;  // rows of a team at a time
+constexpr int kGathered = 8;              // accesses of a lane at a time
+constexpr int64_t kCountedByBlock = 512;  // requests, at most
 
-// The codes of a row by accesses of type T; scales by bytes where they are not aligned.
+// Where the codes and the scale of row i are, or null.
+struct Key {
+  const char *codes, *scale;
+};
+
+__device__ inline Key find_key(const Gather& g, const int64_t* starts, int64_t i) {
+  const GatherKeys& p = g.p;
+  const int64_t request = request_of(starts, p.num_requests, i);
+  uint32_t row;
+  const auto position = static_cast<uint32_t>(i - starts[request]);
+  const int64_t column = g.block_size.divide(position, row);
+  const int64_t block = p.block_table[request * p.table_stride + column];
+  if (block < 0 || block >= p.cache.num_blocks) return {nullptr, nullptr};
+  const char* data = p.cache.data + block * p.cache.block_stride;
+  return {data + row * p.cache.depth,
+          data + p.cache.block_size * p.cache.depth + row * sizeof(float)};
+}
+
+// Each lane finds a row; teams of lanes copy the codes of all that their warp found, by accesses of
+// type T. Scales go by bytes where they are not aligned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gather_keys_kernel(Gather g) {
+  __shared__ int64_t counted[kCountedByBlock + 1];
   const GatherKeys& p = g.p;
-  const int team = 1 << g.log_team, lane = threadIdx.x & (team - 1);
-  const int64_t teams = kThreads >> g.log_team, width = p.cache.depth / sizeof(T);
-  const int64_t total = p.starts[p.num_requests], rows = total < p.rows ? total : p.rows;
-  for (int64_t first = blockIdx.x * teams * kGathered + (threadIdx.x >> g.log_team); first < rows;
-       first += gridDim.x * teams * kGathered) {
-    const char* from[kGathered];  // codes of a row, or null
-    const char* scales[kGathered];
-#pragma unroll
-    for (int h = 0; h < kGathered; ++h) {
-      const int64_t i = first + h * teams;
-      from[h] = scales[h] = nullptr;
-      if (i >= rows) continue;
-      const int64_t request = request_of(p.starts, p.num_requests, i);
-      uint32_t row;
-      const auto position = static_cast<uint32_t>(i - p.starts[request]);
-      const int64_t column = g.block_size.divide(position, row);
-      const int64_t block = p.block_table[request * p.table_stride + column];
-      if (block < 0 || block >= p.cache.num_blocks) continue;
-      const char* data = p.cache.data + block * p.cache.block_stride;
-      from[h] = data + row * p.cache.depth;
-      scales[h] = data + p.cache.block_size * p.cache.depth + row * sizeof(float);
-    }
-    for (int64_t at = lane; at < width; at += team) {
-      T v[kGathered] = {};
-#pragma unroll
-      for (int h = 0; h < kGathered; ++h) {
-        if (from[h] != nullptr) v[h] = reinterpret_cast<const T*>(from[h])[at];
-      }
-#pragma unroll
-      for (int h = 0; h < kGathered; ++h) {
-        const int64_t i = first + h * teams;
-        if (i < rows) reinterpret_cast<T*>(p.codes + i * p.row_stride)[at] = v[h];
+  const int64_t* starts = p.starts;
+  if (starts == nullptr) {
+    scan_lengths(g.lens, p.num_requests, counted);
+    __syncthreads();
+    starts = counted;
+  }
+  const int lane = threadIdx.x % kWarp, team = 1 << g.log_team, teams = kWarp >> g.log_team;
+  const int64_t width = p.cache.depth / sizeof(T), total = starts[p.num_requests];
+  const int64_t rows = total < p.rows ? total : p.rows;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x - lane;
+       first < rows; first += static_cast<int64_t>(gridDim.x) * kThreads) {
+    const Key key = first + lane < rows ? find_key(g, starts, first + lane) : Key{};
+    float scale = 0;
+    if (key.scale != nullptr) {
+      if (sizeof(T) >= sizeof(float)) {
+        scale = *reinterpret_cast<const float*>(key.scale);
+      } else {
+        memcpy(&scale, key.scale, sizeof(scale));
       }
     }
-    if (lane != 0) continue;
+    for (int row = lane >> g.log_team; row < kWarp; row += kGathered * teams) {
+      const char* from[kGathered];
 #pragma unroll
-    for (int h = 0; h < kGathered; ++h) {
-      const int64_t i = first + h * teams;
-      float scale = 0;
-      if (scales[h] != nullptr) {
-        if (sizeof(T) >= sizeof(float)) {
-          scale = *reinterpret_cast<const float*>(scales[h]);
-        } else {
-          memcpy(&scale, scales[h], sizeof(scale));
+      for (int h = 0; h < kGathered; ++h) {
+        from[h] = reinterpret_cast<const char*>(__shfl_sync(
+            kAllLanes, reinterpret_cast<unsigned long long>(key.codes), (row + h * teams) % kWarp));
+      }
+      for (int64_t at = lane & (team - 1); at < width; at += team) {
+        T v[kGathered] = {};
+#pragma unroll
+        for (int h = 0; h < kGathered; ++h) {
+          if (row + h * teams < kWarp && from[h] != nullptr) {
+            v[h] = reinterpret_cast<const T*>(from[h])[at];
+          }
+        }
+#pragma unroll
+        for (int h = 0; h < kGathered; ++h) {
+          const int64_t i = first + row + h * teams;
+          if (row + h * teams < kWarp && i < rows) {
+            reinterpret_cast<T*>(p.codes + i * p.row_stride)[at] = v[h];
+          }
         }
       }
-      if (i < rows) p.scales[i * p.scale_stride] = scale;
     }
+    if (first + lane < rows) p.scales[(first + lane) * p.scale_stride] = scale;
   }
 }
 
@@ -145,18 +169,23 @@ __global__ void __launch_bounds__(kThreads) write_rows_kernel(Written w) {
 
 void gather_keys(const GatherKeys& p, const ContextLens& lens, const Launch& launch) {
   if (p.rows == 0 || p.num_requests == 0) return;
-  const Scratch starts((p.num_requests + 1) * sizeof(int64_t), launch);
-  scan_lengths_kernel<<<1, kScanThreads, 0, launch.stream>>>(lens, p.num_requests,
-                                                             starts.at<int64_t>());
-  check_launch("gather_k");
-  Gather gather{p, Divider(p.cache.block_size), 0};
+  const bool counts = p.num_requests <= kCountedByBlock;
+  const Scratch starts(counts ? 0 : (p.num_requests + 1) * sizeof(int64_t), launch);
+  Gather gather{p, lens, Divider(p.cache.block_size), 0};
   gather.p.starts = starts.at<int64_t>();
+  if (!counts) {
+    scan_lengths_kernel<<<1, kScanThreads, 0, launch.stream>>>(lens, p.num_requests,
+                                                               starts.at<int64_t>());
+    check_launch("gather_k");
+  }
   const int64_t numbers = address(p.cache.data) | p.cache.block_stride | p.cache.depth |
                           address(p.codes) | p.row_stride;
   with_access(numbers, [&](auto access) {
     using T = decltype(access);
     gather.log_team = std::min(log_above(p.cache.depth / static_cast<int64_t>(sizeof(T))), 5);
-    const int64_t blocks = blocks_of(p.rows, (kThreads >> gather.log_team) * kGathered);
+    // No more than are at work at once, each of which counts rows once.
+    const int64_t blocks =
+        std::min(blocks_of(p.rows, kThreads), int64_t{launch.num_sms} * (2048 / kThreads));
     gather_keys_kernel<T>
         <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(gather);
     check_launch("gather_k");

@@ -37,4 +37,15 @@ __device__ inline void store_columns(void* base, int64_t i, const float (&v)[n])
   }
 }
 
+// The values that v become when they are stored.
+template <DType type, int n>
+__device__ inline void round_columns(float (&v)[n]) {
+  if constexpr (n == 1) {
+    v[0] = rounded<type>(v[0]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; i += kPerWord<type>) unpack<type>(pack<type>(v + i), v + i);
+  }
+}
+
 }  // namespace mate::gpu

@@ -13,25 +13,7 @@
 
 namespace mate::gpu {
 
-// Calls f with the type as a constant: f(std::integral_constant<DType, t>()).
-template <typename F>
-void with_type(DType type, const F& f) {
-  switch (type) {
-    case DType::kE4M3:
-      return f(std::integral_constant<DType, DType::kE4M3>());
-    case DType::kE5M2:
-      return f(std::integral_constant<DType, DType::kE5M2>());
-    case DType::kBF16:
-      return f(std::integral_constant<DType, DType::kBF16>());
-    case DType::kF16:
-      return f(std::integral_constant<DType, DType::kF16>());
-    case DType::kF32:
-      return f(std::integral_constant<DType, DType::kF32>());
-  }
-  throw std::invalid_argument("a tag that names no dtype");
-}
-
-// The same for types that are not FP8.
+// Calls f with the type, which is not FP8, as a constant: f(std::integral_constant<DType, t>()).
 template <typename F>
 void with_wide_type(DType type, const F& f) {
   switch (type) {

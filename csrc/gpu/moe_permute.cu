@@ -45,73 +45,118 @@ struct Scaled {
 // Parts of rows, each copied by a team of lanes. Row strides and widths count accesses.
 constexpr int kThreads = 256;
 constexpr int kCopies = 4;  // accesses of a lane
+constexpr int kSlots = 4;   // that are looked up before their rows are written
 
 struct Copies {
-  const void* hidden;
-  void* rows;
+  Permute p;
   int64_t hidden_stride, rows_stride, width;
-  const int32_t* slot_of;
-  int64_t slot_stride, num_slots;
-  SlotWeights weights;
   Divider topk, parts_per_row;
-  int64_t first_part;
-  uint32_t num_parts;  // of all rows
+  int64_t first_row, first_part;  // of what follows: rows, or tokens
+  uint32_t num_parts;             // of all rows
   int log_team;
 };
 
-template <typename T, typename Op>
-__global__ void __launch_bounds__(kThreads) permute_kernel(Copies p, Op op) {
-  const uint32_t teams = kThreads >> p.log_team;
-  const int team = 1 << p.log_team, lane = threadIdx.x & (team - 1);
-  for (uint32_t unit = blockIdx.x * teams + (threadIdx.x >> p.log_team); unit < p.num_parts;
-       unit += gridDim.x * teams) {
-    uint32_t part, j;
-    const int64_t row = p.parts_per_row.divide(unit, part);
-    const int64_t slot = p.slot_of[row * p.slot_stride];
-    if (slot < 0 || slot >= p.num_slots) continue;
-    const int64_t token = p.topk.divide(static_cast<uint32_t>(slot), j);
-    const int64_t first = (p.first_part + part) * (kCopies << p.log_team) + lane;
-    const T* from = static_cast<const T*>(p.hidden) + token * p.hidden_stride + first;
-    T* to = static_cast<T*>(p.rows) + row * p.rows_stride + first;
-    T v[kCopies];
+// A lane's accesses to a part of a row.
+template <typename T>
+struct Part {
+  T values[kCopies];
+  int64_t first, width;
+  int team;
+
+  __device__ void load(const T* row) {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      if (first + i * team < p.width) v[i] = from[i * team];
-    }
-    const float weight = weight_of_slot(p.weights, token, j);
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      if (first + i * team < p.width) to[i * team] = op(v[i], weight);
+      if (first + i * team < width) values[i] = row[first + i * team];
     }
   }
+  template <typename Op>
+  __device__ void store(T* row, const Op& op, float weight) const {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      if (first + i * team < width) row[first + i * team] = op(values[i], weight);
+    }
+  }
+};
+
+// Calls f(row, part) for each part of this team.
+template <typename T, typename F>
+__device__ inline void each_part(const Copies& c, const F& f) {
+  const uint32_t teams = kThreads >> c.log_team;
+  const int team = 1 << c.log_team, lane = threadIdx.x & (team - 1);
+  for (uint32_t unit = blockIdx.x * teams + (threadIdx.x >> c.log_team); unit < c.num_parts;
+       unit += gridDim.x * teams) {
+    uint32_t part;
+    const int64_t row = c.first_row + c.parts_per_row.divide(unit, part);
+    const int64_t first = (c.first_part + part) * (kCopies << c.log_team) + lane;
+    Part<T> copied{{}, first, c.width, team};
+    f(row, copied);
+  }
+}
+
+template <typename T, typename Op>
+__global__ void __launch_bounds__(kThreads) permute_rows_kernel(Copies c, Op op) {
+  const Permute& p = c.p;
+  each_part<T>(c, [&](int64_t row, Part<T>& part) {
+    const int64_t slot = p.slot_of[row * p.slot_stride];
+    if (slot < 0 || slot >= p.num_slots) return;
+    uint32_t j;
+    const int64_t token = c.topk.divide(static_cast<uint32_t>(slot), j);
+    const float weight = weight_of_slot(p.weights, token, j);
+    part.load(static_cast<const T*>(p.hidden.data) + token * c.hidden_stride);
+    part.store(static_cast<T*>(p.rows.data) + row * c.rows_stride, op, weight);
+  });
+}
+
+// Where the rows of slots are known: a token is read once, not once for each of its experts, for
+// which it would not stay in the second cache beside all that is written.
+template <typename T, typename Op>
+__global__ void __launch_bounds__(kThreads) permute_tokens_kernel(Copies c, Op op) {
+  const Permute& p = c.p;
+  each_part<T>(c, [&](int64_t token, Part<T>& part) {
+    part.load(static_cast<const T*>(p.hidden.data) + token * c.hidden_stride);
+    for (int64_t first = 0; first < p.topk; first += kSlots) {
+      int32_t rows[kSlots];
+      float weights[kSlots];
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        const int64_t j = first + i;
+        rows[i] = j < p.topk ? p.row_of_slot[token * p.topk + j] : -1;
+        weights[i] = j < p.topk ? weight_of_slot(p.weights, token, j) : 1.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        if (rows[i] < 0 || rows[i] >= p.num_rows) continue;
+        part.store(static_cast<T*>(p.rows.data) + rows[i] * c.rows_stride, op, weights[i]);
+      }
+    }
+  });
 }
 
 template <typename T, typename Op>
 void launch_permute(const Permute& p, const Op& op, const Launch& launch) {
   const int64_t size = size_of(p.hidden.type), access = sizeof(T);
-  const int64_t width = p.cols * size / access, rows_stride = p.rows.row_stride * size / access;
+  const int64_t width = p.cols * size / access;
   const int log_team = std::min(log_above(blocks_of(width, kCopies)), 5);
-  const int64_t parts = blocks_of(width, kCopies << log_team);
-  for_launches(p.num_rows, parts, [&](int64_t row, int64_t rows, int64_t part, int64_t num_parts) {
-    const Copies copies{p.hidden.data,
-                        static_cast<T*>(p.rows.data) + row * rows_stride,
-                        p.hidden.row_stride * size / access,
-                        rows_stride,
-                        width,
-                        p.slot_of + row * p.slot_stride,
-                        p.slot_stride,
-                        p.num_slots,
-                        p.weights,
-                        Divider(p.topk),
-                        Divider(num_parts),
-                        part,
-                        static_cast<uint32_t>(rows * num_parts),
-                        log_team};
-    const int64_t blocks = blocks_of(copies.num_parts, kThreads >> log_team);
-    permute_kernel<T>
-        <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(copies, op);
-    check_launch("moe_permute");
-  });
+  const bool by_token = p.row_of_slot != nullptr;
+  const int64_t num_rows = by_token ? p.num_slots / p.topk : p.num_rows;
+  for_launches(
+      num_rows, blocks_of(width, kCopies << log_team),
+      [&](int64_t row, int64_t rows, int64_t part, int64_t num_parts) {
+        const Copies copies{p,
+                            p.hidden.row_stride * size / access,
+                            p.rows.row_stride * size / access,
+                            width,
+                            Divider(p.topk),
+                            Divider(num_parts),
+                            row,
+                            part,
+                            static_cast<uint32_t>(rows * num_parts),
+                            log_team};
+        const int64_t blocks = blocks_of(copies.num_parts, kThreads >> log_team);
+        auto* kernel = by_token ? permute_tokens_kernel<T, Op> : permute_rows_kernel<T, Op>;
+        kernel<<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(copies, op);
+        check_launch("moe_permute");
+      });
 }
 
 }  // namespace

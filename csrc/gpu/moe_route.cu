@@ -13,7 +13,8 @@ constexpr int kBlockSlots = 1024;        // at most, for one block
 constexpr int kBlockShared = 40 * 1024;  // bytes
 
 struct Slots {
-  Route p;
+  Choices choices;
+  Layout layout;
   Divider topk;
   int64_t count;
   int id_bits;  // of the number of an expert plus one
@@ -21,17 +22,17 @@ struct Slots {
 
 // Local expert of a slot, or -1.
 __device__ inline int local_expert(const Slots& s, int64_t slot) {
-  const Route& p = s.p;
+  const Choices& c = s.choices;
   uint32_t j;
   const int64_t token = s.topk.divide(static_cast<uint32_t>(slot), j);
-  const int64_t at = token * p.row_stride + j * p.col_stride;
+  const int64_t at = token * c.row_stride + j * c.col_stride;
   int64_t id =
-      p.is_64_bit ? static_cast<const int64_t*>(p.ids)[at] : static_cast<const int32_t*>(p.ids)[at];
-  if (p.expert_map != nullptr) {
-    if (id < 0 || id >= p.num_global) return -1;
-    id = p.expert_map[id * p.map_stride];
+      c.is_64_bit ? static_cast<const int64_t*>(c.ids)[at] : static_cast<const int32_t*>(c.ids)[at];
+  if (c.expert_map != nullptr) {
+    if (id < 0 || id >= c.num_global) return -1;
+    id = c.expert_map[id * c.map_stride];
   }
-  return id >= 0 && id < p.num_experts ? static_cast<int>(id) : -1;
+  return id >= 0 && id < s.layout.num_experts ? static_cast<int>(id) : -1;
 }
 
 // Lanes of the warp whose expert is that of this one.
@@ -50,17 +51,19 @@ __device__ inline int peers_before(unsigned peers) {
   return __popc(peers & ((1u << (threadIdx.x % kWarp)) - 1));
 }
 
-__device__ inline void put(const Route& p, int64_t slot, int expert, int64_t first, int64_t rank) {
-  if (p.capacity > 0 && rank >= p.capacity) return;
+// The rank-th slot of an expert whose rows start at `first`, or one of no expert.
+__device__ inline void put(const Layout& p, int64_t slot, int expert, int64_t first, int64_t rank) {
   const int64_t row = first + rank;
-  if (row >= p.num_rows) return;
-  p.row_of[row] = static_cast<int32_t>(slot);
+  const bool fits = expert >= 0 && row < p.num_rows && (p.capacity == 0 || rank < p.capacity);
+  p.row_of_slot[slot] = fits ? static_cast<int32_t>(row) : -1;
+  if (!fits) return;
+  p.slot_of[row] = static_cast<int32_t>(slot);
   p.expert_of_row[row] = expert;
 }
 
 // Writes counts and ends, and the first row of each expert. All of one block.
 template <typename CountOf>
-__device__ void place_experts(const Route& p, const CountOf& count_of, int32_t* firsts) {
+__device__ void place_experts(const Layout& p, const CountOf& count_of, int32_t* firsts) {
   __shared__ int64_t sums[kWarp], largest[kWarp];
   int64_t rows_before = 0, end_before = 0;
   for (int64_t base = 0; base < p.num_experts; base += blockDim.x) {
@@ -90,17 +93,17 @@ __device__ void place_experts(const Route& p, const CountOf& count_of, int32_t* 
   }
 }
 
-__device__ inline void clear_rows(const Route& p) {
+__device__ inline void clear_rows(const Layout& p) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.num_rows;
        i += step) {
-    p.row_of[i] = p.expert_of_row[i] = -1;
+    p.slot_of[i] = p.expert_of_row[i] = -1;
   }
 }
 
 __global__ void __launch_bounds__(kBlockSlots) route_block_kernel(Slots s) {
   extern __shared__ int32_t shared[];
-  const Route& p = s.p;
+  const Layout& p = s.layout;
   const int num_warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
   int32_t* firsts = shared;
   auto* of_warps = reinterpret_cast<uint8_t*>(shared + p.num_experts);  // [num_warps, num_experts]
@@ -122,7 +125,8 @@ __global__ void __launch_bounds__(kBlockSlots) route_block_kernel(Slots s) {
   };
   place_experts(p, count_of, firsts);
   __syncthreads();
-  if (expert < 0) return;
+  if (slot >= s.count) return;
+  if (expert < 0) return put(p, slot, -1, 0, 0);
   for (int w = 0; w < warp; ++w) rank += of_warps[w * p.num_experts + expert];
   put(p, slot, expert, firsts[expert], rank);
 }
@@ -143,11 +147,11 @@ __global__ void __launch_bounds__(kThreads) count_slots_kernel(Slots s, Room roo
     const int expert = local_expert(s, slot);
     if (expert >= 0) atomicAdd(room.tally + expert * room.num_chunks + slot / kChunk, 1);
   }
-  clear_rows(s.p);
+  clear_rows(s.layout);
 }
 
 // A warp to an expert; the last block to finish places all experts.
-__global__ void __launch_bounds__(kThreads) scan_chunks_kernel(Route p, Room room) {
+__global__ void __launch_bounds__(kThreads) scan_chunks_kernel(Layout p, Room room) {
   __shared__ bool is_last;
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
@@ -195,15 +199,15 @@ __global__ void __launch_bounds__(kThreads) place_slots_kernel(Slots s, Room roo
       __syncwarp();
       if (expert >= 0 && before == 0) *tally = earlier + __popc(peers);
       __syncwarp();
-      if (expert < 0) continue;
       const int64_t slot = chunk * kChunk + i * kWarp + lane;
-      put(s.p, slot, expert, room.firsts[expert], earlier + before);
+      if (slot >= s.count) continue;
+      put(s.layout, slot, expert, expert < 0 ? 0 : room.firsts[expert], earlier + before);
     }
   }
 }
 
 void sort_by_chunks(const Slots& s, const Launch& launch) {
-  const Route& p = s.p;
+  const Layout& p = s.layout;
   const int64_t chunks = blocks_of(s.count, kChunk), tally = p.num_experts * chunks;
   const Scratch scratch((tally + 1 + 2 * p.num_experts) * sizeof(int32_t), launch);
   auto* words = scratch.at<int32_t>();
@@ -226,11 +230,13 @@ void sort_by_chunks(const Slots& s, const Launch& launch) {
 
 }  // namespace
 
-void route(const Route& p, const Launch& launch) {
-  const int64_t count = p.num_tokens * p.topk;
-  const Slots slots{p, Divider(std::max<int64_t>(p.topk, 1)), count, log_above(p.num_experts + 1)};
+void route(const Choices& choices, const Layout& layout, const Launch& launch) {
+  const int64_t count = choices.num_tokens * choices.topk;
+  const Slots slots{choices, layout, Divider(std::max<int64_t>(choices.topk, 1)), count,
+                    log_above(layout.num_experts + 1)};
   const int64_t threads = std::max<int64_t>(blocks_of(count, kWarp) * kWarp, kThreads);
-  const int64_t shared = p.num_experts * (threads / kWarp + static_cast<int64_t>(sizeof(int32_t)));
+  const int64_t shared =
+      layout.num_experts * (threads / kWarp + static_cast<int64_t>(sizeof(int32_t)));
   if (count > kBlockSlots || shared > kBlockShared) return sort_by_chunks(slots, launch);
   route_block_kernel<<<1, static_cast<unsigned>(threads), shared, launch.stream>>>(slots);
   check_launch("moe_route");

@@ -38,7 +38,8 @@ __device__ inline void find_addends(const Sums& s, int64_t token, int64_t first,
   const int64_t first_slot = token * s.p.topk + first;
   __syncthreads();  // those before were read
   for (int j = threadIdx.x; j < count; j += kSumThreads) {
-    rows[j] = s.p.row_of == nullptr ? -1 : s.p.row_of[first_slot + j];
+    const int32_t row = s.p.row_of == nullptr ? -1 : s.p.row_of[first_slot + j];
+    rows[j] = row < s.slots.num_rows ? row : -1;
     weights[j] = weight_of_slot(s.p.weights, token, first + j);
   }
   __syncthreads();
@@ -129,7 +130,7 @@ void unpermute(const Unpermute& p, const SlotsOfRows& slots, const Launch& launc
   if (p.num_tokens == 0 || p.cols == 0) return;
   const int64_t num_slots = p.num_tokens * p.topk;
   Sums sums{p, slots, Divider(1), 0, 0, 0};
-  sums.p.row_of = nullptr;
+  if (p.row_of != nullptr) return launch_unpermute(sums, launch);
   // Few rows are faster searched by every block than turned into a table.
   constexpr int64_t kFewRows = 8192, kFewLooks = 1 << 21;
   const int64_t blocks = p.num_tokens * blocks_of(p.cols, kSumThreads * 8);

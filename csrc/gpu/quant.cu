@@ -65,8 +65,14 @@ __device__ inline uint32_t largest_of_group(uint32_t most, int team, uint32_t (&
   return largest_of_team(lane < team / kWarp ? room[lane] : 0, kWarp);
 }
 
+// Threads of a team, which has a block of its own if it is more than a warp. Products need more
+// registers than what is read as it is.
+template <bool gated>
+constexpr int kMostTeam = gated ? 256 : 1024;
+
+// A thread keeps kHeld vectors of a group.
 template <DType type, DType code, bool gated, int n, int kHeld>
-__global__ void __launch_bounds__(1024, 1) quantise_kernel(GroupsOfRows p) {
+__global__ void __launch_bounds__(kMostTeam<gated>, gated ? 3 : 1) quantise_kernel(GroupsOfRows p) {
   __shared__ uint32_t room[kWarp];
   const int team = 1 << p.log_team, lane = threadIdx.x & (team - 1);
   for (uint32_t first = blockIdx.x * p.teams_per_block; first < p.num_groups;
@@ -103,34 +109,33 @@ void launch_silu_and_mul(const SiluAndMul& p, const Launch& launch) {
   });
 }
 
-template <DType type, DType code, bool gated, int n>
+template <DType type, DType code, bool gated, int n, int kHeld>
 void launch_quantise(const Quantise& p, const Launch& launch) {
-  constexpr int kHeld = gated ? 2 : 4;
-  const int64_t width = std::min(p.group, p.cols);
-  const int log_team = std::min(log_above(blocks_of(width, n * kHeld)), 10);
+  const int64_t width = std::min(p.group, p.cols), num_groups = blocks_of(p.cols, p.group);
+  const int log_team =
+      std::min(log_above(blocks_of(width, n * kHeld)), log_above(kMostTeam<gated>));
   const int threads = 1 << log_team > kWarp ? 1 << log_team : kThreads;
-  for_launches(p.rows, blocks_of(p.cols, p.group),
-               [&](int64_t row, int64_t rows, int64_t group, int64_t num_groups) {
-                 const int64_t col = group * p.group;
-                 const GroupsOfRows groups{
-                     {p.in, p.cols, gated, row, col},
-                     const_cast<void*>(Source::at(p.q, row, col)),
-                     p.q.row_stride,
-                     p.scale + row * p.scale_row_stride + group * p.scale_col_stride,
-                     p.scale_row_stride,
-                     p.scale_col_stride,
-                     p.power_of_two,
-                     std::min(p.cols - col, num_groups * p.group),
-                     p.group,
-                     Divider(num_groups),
-                     static_cast<uint32_t>(rows * num_groups),
-                     log_team,
-                     static_cast<uint32_t>(threads >> log_team)};
-                 const int64_t blocks = blocks_of(groups.num_groups, groups.teams_per_block);
-                 quantise_kernel<type, code, gated, n, kHeld>
-                     <<<grid_of(blocks, threads, launch), threads, 0, launch.stream>>>(groups);
-                 check_launch("quantise");
-               });
+  for_launches(
+      p.rows, num_groups, [&](int64_t row, int64_t rows, int64_t group, int64_t num_groups) {
+        const int64_t col = group * p.group;
+        const GroupsOfRows groups{{p.in, p.cols, gated, row, col},
+                                  const_cast<void*>(Source::at(p.q, row, col)),
+                                  p.q.row_stride,
+                                  p.scale + row * p.scale_row_stride + group * p.scale_col_stride,
+                                  p.scale_row_stride,
+                                  p.scale_col_stride,
+                                  p.power_of_two,
+                                  std::min(p.cols - col, num_groups * p.group),
+                                  p.group,
+                                  Divider(num_groups),
+                                  static_cast<uint32_t>(rows * num_groups),
+                                  log_team,
+                                  static_cast<uint32_t>(threads >> log_team)};
+        const int64_t blocks = blocks_of(groups.num_groups, groups.teams_per_block);
+        quantise_kernel<type, code, gated, n, kHeld>
+            <<<grid_of(blocks, threads, launch), threads, 0, launch.stream>>>(groups);
+        check_launch("quantise");
+      });
 }
 
 }  // namespace
@@ -154,12 +159,14 @@ void quantise(const Quantise& p, const Launch& launch) {
       constexpr int n = kPerVector<type()>;
       const bool whole = (p.cols | address(p.q.data) | p.q.row_stride) % n == 0 &&
                          (p.group % n == 0 || p.group >= p.cols) && is_aligned(p.in.x);
+      // Products cost more than a thread should do one after the other while others have nothing.
+      const bool few = p.rows * p.cols < int64_t{launch.num_sms} * 1024 * 2 * n;
       auto launch_with = [&](auto gated) {
-        if (whole) {
-          launch_quantise<type(), code(), gated(), n>(p, launch);
-        } else {
-          launch_quantise<type(), code(), gated(), 1>(p, launch);
+        if (!whole) return launch_quantise<type(), code(), gated(), 1, 4>(p, launch);
+        if constexpr (gated()) {
+          if (few) return launch_quantise<type(), code(), true, n, 2>(p, launch);
         }
+        launch_quantise<type(), code(), gated(), n, 4>(p, launch);
       };
       if (p.gated) {
         launch_with(std::true_type());

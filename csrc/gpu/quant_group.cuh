@@ -34,9 +34,10 @@ __device__ inline float group_scale(uint32_t most, float least, bool power_of_tw
   return __uint_as_float((bits + 0x007fffff) & 0xff800000);
 }
 
-// Quotients by one scale. A product with the correctly rounded inverse and two corrections round
-// as a division does (Markstein) wherever the quotient is not far below the smallest code; with
-// these signs a zero keeps its own.
+// Quotients by one scale, as the rounding to FP8 sees them. A product with the correctly rounded
+// inverse and one correction (Markstein) can differ from a division only within 2^-23 units in the
+// last place of the middle of two floats, where no quotient beside a boundary between codes is, or
+// far below the smallest code. With these signs a zero keeps its own.
 class ByScale {
  public:
   __device__ explicit ByScale(float scale) {
@@ -46,8 +47,7 @@ class ByScale {
     inverse_ = infinite ? 0.0f : __frcp_rn(scale);
   }
   __device__ float operator()(float x) const {
-    float q = x * inverse_;
-    q = fmaf(-fmaf(q, scale_, -x), inverse_, q);
+    const float q = x * inverse_;
     return fmaf(-fmaf(q, scale_, -x), inverse_, q);
   }
 

@@ -17,28 +17,32 @@ from mate_plugin.kernels.checks import (
 _route = library.define(
     "moe_route",
     "(Tensor topk_ids, Tensor? expert_map, Tensor(a!) row_of, Tensor(b!) counts, Tensor(c!) ends,"
-    " Tensor(d!) expert_of_row, int alignment, int capacity, int num_threads, int stream) -> ()",
+    " Tensor(d!) expert_of_row, Tensor(e!) row_of_slot, int alignment, int capacity,"
+    " int num_threads, int stream) -> ()",
 )
 _permute = library.define(
     "moe_permute",
-    "(Tensor hidden, Tensor row_of, Tensor? weights, Tensor(a!) rows, int topk, int tag,"
-    " int weights_tag, int num_threads, int stream) -> ()",
+    "(Tensor hidden, Tensor row_of, Tensor? row_of_slot, Tensor? weights, Tensor(a!) rows,"
+    " int topk, int tag, int weights_tag, int num_threads, int stream) -> ()",
 )
 _unpermute = library.define(
     "moe_unpermute",
-    "(Tensor rows, Tensor row_of, Tensor? weights, Tensor(a!) out, int topk, int tag,"
-    " int out_tag, int weights_tag, int num_threads, int stream) -> ()",
+    "(Tensor rows, Tensor row_of, Tensor? row_of_slot, Tensor? weights, Tensor(a!) out, int topk,"
+    " int tag, int out_tag, int weights_tag, int num_threads, int stream) -> ()",
 )
 
 _CHECK_ROUTE = contract("moe_route", "topk_ids: i32|i64 [T, topk] any")
 _CHECK_MAP = contract(
     "moe_route", "topk_ids: i32|i64 [T, topk] any", "expert_map: i32 [num_experts] any"
 )
+_ROW_OF_SLOT = "routing.row_of_slot: i32 [S] contiguous optional"
 _CHECK_PERMUTE = contract(
     "moe_permute",
     "hidden: bf16|fp16|f32|fp8 [T, H] rows",
     "routing.row_of: i32 [R] any",
     "out: bf16|fp16|f32|fp8 [R, H] out optional",
+    _ROW_OF_SLOT,
+    where={"S": "T * topk"},
 )
 _CHECK_PERMUTE_WEIGHTED = contract(
     "moe_permute",
@@ -46,13 +50,16 @@ _CHECK_PERMUTE_WEIGHTED = contract(
     "routing.row_of: i32 [R] any",
     "topk_weights: f32|bf16|fp16 [T, J] any",
     "out: bf16|fp16|f32 [R, H] out optional",
-    where={"J": "topk"},
+    _ROW_OF_SLOT,
+    where={"J": "topk", "S": "T * topk"},
 )
 _CHECK_UNPERMUTE = contract(
     "moe_unpermute",
     "y: bf16|fp16|f32 [R, H] rows",
     "routing.row_of: i32 [R] any",
     "out: bf16|fp16|f32 [T, H] out",
+    _ROW_OF_SLOT,
+    where={"S": "T * topk"},
 )
 _CHECK_UNPERMUTE_WEIGHTED = contract(
     "moe_unpermute",
@@ -71,6 +78,8 @@ class Routing(NamedTuple):
     ends: int32 (E,), one past the last row of each expert.
     expert_of_row: int32 (R,), local expert of each row or -1.
     topk: slots per token, needed to take rows back without weights.
+    row_of_slot: int32 (T * topk,), contiguous: the row of each pair, or -1. It says what ``row_of``
+        says, which spares a GPU the search; None where only that is known.
     """
 
     row_of: torch.Tensor
@@ -78,6 +87,7 @@ class Routing(NamedTuple):
     ends: torch.Tensor | None = None
     expert_of_row: torch.Tensor | None = None
     topk: int | None = None
+    row_of_slot: torch.Tensor | None = None
 
 
 def route(
@@ -132,9 +142,9 @@ def route(
         num_rows = num_local_experts * capacity
     if not torch.compiler.is_compiling() and max(num_slots, num_rows) >= 2**31:
         raise ValueError(f"topk_ids: expected fewer than 2**31 rows, got {num_rows}")
-    row_of, counts, ends, expert_of_row = (
+    row_of, counts, ends, expert_of_row, row_of_slot = (
         torch.empty(size, dtype=torch.int32, device=topk_ids.device)
-        for size in (num_rows, num_local_experts, num_local_experts, num_rows)
+        for size in (num_rows, num_local_experts, num_local_experts, num_rows, num_slots)
     )
     _route(
         topk_ids,
@@ -143,12 +153,13 @@ def route(
         counts,
         ends,
         expert_of_row,
+        row_of_slot,
         alignment,
         capacity or 0,
         library.threads(None, topk_ids),
         library.stream(topk_ids),
     )
-    return Routing(row_of, counts, ends, expert_of_row, topk_ids.shape[1])
+    return Routing(row_of, counts, ends, expert_of_row, topk_ids.shape[1], row_of_slot)
 
 
 def permute(
@@ -163,7 +174,7 @@ def permute(
     Args:
         hidden: (T, H), H contiguous, rows of any stride: bfloat16, float16, float32 or FP8. Scales
             of quantised rows move the same way, in a call of their own.
-        routing: from :func:`route`; ``row_of`` (R,) may also be made by hand.
+        routing: from :func:`route`, or made by hand from ``row_of`` (R,) and any ``counts``.
         topk: slots per token.
         topk_weights: float32, bfloat16 or float16 (T, topk), any strides: each row is multiplied by
             its weight in float32 and rounded once. None copies. Not for FP8 rows.
@@ -175,26 +186,29 @@ def permute(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: a wrong shape or layout. With ``MATE_PLUGIN_CHECK=1`` also a ``row_of`` that
-            leaves the slots or names one twice.
+            leaves the slots or names one twice, and a ``row_of_slot`` that contradicts it.
         NotImplementedError: there are no kernels for the device.
     """
     integer("topk", topk, 1, optional=False)
     if routing.topk is not None and topk != routing.topk:
         raise ValueError(f"topk: expected {routing.topk}, as the routing has it, got {topk}")
     if topk_weights is None:
-        _CHECK_PERMUTE(hidden, routing.row_of, out)
+        _CHECK_PERMUTE(hidden, routing.row_of, out, routing.row_of_slot, topk)
     else:
-        _CHECK_PERMUTE_WEIGHTED(hidden, routing.row_of, topk_weights, out, topk)
+        _CHECK_PERMUTE_WEIGHTED(
+            hidden, routing.row_of, topk_weights, out, routing.row_of_slot, topk
+        )
     if out is None:
         shape = (routing.row_of.shape[0], hidden.shape[1])
         out = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
     elif out.dtype != hidden.dtype:
         raise TypeError(f"out: expected dtype {hidden.dtype}, that of hidden, got {out.dtype}")
     if index_checks_enabled():
-        _check_row_of(routing.row_of, hidden.shape[0] * topk)
+        _check_row_of(routing, hidden.shape[0] * topk)
     _permute(
         hidden,
         routing.row_of,
+        routing.row_of_slot,
         topk_weights,
         out,
         topk,
@@ -236,7 +250,7 @@ def unpermute(
     if topk_weights is None:
         if topk is None:
             raise ValueError("routing.topk: expected a number where there are no weights, got None")
-        _CHECK_UNPERMUTE(y, routing.row_of, out)
+        _CHECK_UNPERMUTE(y, routing.row_of, out, routing.row_of_slot, topk)
     else:
         _CHECK_UNPERMUTE_WEIGHTED(y, routing.row_of, out, topk_weights)
         if topk is not None and topk != topk_weights.shape[1]:
@@ -245,11 +259,13 @@ def unpermute(
                 f" got {topk_weights.shape[1]}"
             )
         topk = topk_weights.shape[1]
+        _CHECK_UNPERMUTE(y, routing.row_of, out, routing.row_of_slot, topk)
     if index_checks_enabled():
-        _check_row_of(routing.row_of, out.shape[0] * topk)
+        _check_row_of(routing, out.shape[0] * topk)
     _unpermute(
         y,
         routing.row_of,
+        routing.row_of_slot,
         topk_weights,
         out,
         topk,
@@ -262,17 +278,27 @@ def unpermute(
     return out
 
 
-def _check_row_of(row_of: torch.Tensor, num_slots: int) -> None:
-    seen = set()
-    for row, slot in enumerate(row_of.tolist()):
-        if slot < -1 or slot >= num_slots or slot in seen:
-            fault = " again" if slot in seen else ""
+def _check_row_of(routing: Routing, num_slots: int) -> None:
+    row_of_slot = [-1] * num_slots
+    for row, slot in enumerate(routing.row_of.tolist()):
+        if slot < -1 or slot >= num_slots or (slot >= 0 and row_of_slot[slot] >= 0):
+            fault = " again" if 0 <= slot < num_slots else ""
             raise ValueError(
                 f"routing.row_of: expected -1 or one of {num_slots} slots, each at most once,"
                 f" got {slot}{fault} at row {row}"
             )
         if slot >= 0:
-            seen.add(slot)
+            row_of_slot[slot] = row
+    if routing.row_of_slot is None:
+        return
+    for slot, (wanted, row) in enumerate(
+        zip(row_of_slot, routing.row_of_slot.tolist(), strict=True)
+    ):
+        if row != wanted:
+            raise ValueError(
+                f"routing.row_of_slot: expected {wanted}, as routing.row_of has it, got {row}"
+                f" at slot {slot}"
+            )
 
 
 def _weights_tag(weights: torch.Tensor | None) -> int:

@@ -1,5 +1,6 @@
 // Entry points of the pieces around the GEMMs of a layer on a GPU. Arguments were checked in Python
 // (mate_plugin/kernels/quant.py, moe.py).
+#include "api/choices.h"
 #include "api/operands.h"
 #include "gpu/entry.h"
 #include "gpu/moe.h"
@@ -47,50 +48,33 @@ void silu_and_mul_quant_fp8(TensorView x, TensorView q, TensorView scale, int64_
 
 // Where a CPU refuses an expert with more rows than `capacity`, its last ones are left out here and
 // its count is cut: the host cannot know.
-void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView row_of, TensorView counts,
-               TensorView ends, TensorView expert_of_row, int64_t alignment, int64_t capacity,
-               int64_t num_mp, int64_t stream) {
+void moe_route(TensorView topk_ids, OptionalTensor expert_map, TensorView slot_of,
+               TensorView counts, TensorView ends, TensorView expert_of_row, TensorView row_of_slot,
+               int64_t alignment, int64_t capacity, int64_t num_mp, int64_t stream) {
   MATE_COUNT_CALL("moe_route");
-  const Call call(row_of, num_mp, stream);
-  Route p{};
-  p.ids = data<const void>(topk_ids);
-  p.is_64_bit = topk_ids.dtype().bits == 64;
-  p.row_stride = topk_ids.stride(0);
-  p.col_stride = topk_ids.stride(1);
-  p.num_tokens = topk_ids.size(0);
-  p.topk = topk_ids.size(1);
-  if (expert_map.has_value()) {
-    p.expert_map = data<const int32_t>(expert_map);
-    p.map_stride = (*expert_map).stride(0);
-    p.num_global = (*expert_map).size(0);
-  }
-  p.row_of = data<int32_t>(row_of);
-  p.counts = data<int32_t>(counts);
-  p.ends = data<int32_t>(ends);
-  p.expert_of_row = data<int32_t>(expert_of_row);
-  p.num_rows = row_of.size(0);
-  p.num_experts = counts.size(0);
-  p.alignment = alignment;
-  p.capacity = capacity;
-  route(p, call.launch());
+  const Call call(slot_of, num_mp, stream);
+  route(api::expert_choices(topk_ids, expert_map),
+        api::sorted_layout(slot_of, counts, ends, expert_of_row, row_of_slot, alignment, capacity),
+        call.launch());
 }
 
-void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor weights, TensorView rows,
-                 int64_t topk, int64_t tag, int64_t weights_tag, int64_t num_mp, int64_t stream) {
+void moe_permute(TensorView hidden, TensorView slot_of, OptionalTensor row_of_slot,
+                 OptionalTensor weights, TensorView rows, int64_t topk, int64_t tag,
+                 int64_t weights_tag, int64_t num_mp, int64_t stream) {
   MATE_COUNT_CALL("moe_permute");
   const Call call(rows, num_mp, stream);
   permute({matrix(hidden, tag), matrix(rows, tag), data<const int32_t>(slot_of), slot_of.stride(0),
-           api::slot_weights(weights, weights_tag), rows.size(0), hidden.size(0) * topk, topk,
-           rows.size(1), 0},
+           data<const int32_t>(row_of_slot), api::slot_weights(weights, weights_tag), rows.size(0),
+           hidden.size(0) * topk, topk, rows.size(1), 0},
           call.launch());
 }
 
-void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor weights, TensorView out,
-                   int64_t topk, int64_t tag, int64_t out_tag, int64_t weights_tag, int64_t num_mp,
-                   int64_t stream) {
+void moe_unpermute(TensorView rows, TensorView slot_of, OptionalTensor row_of_slot,
+                   OptionalTensor weights, TensorView out, int64_t topk, int64_t tag,
+                   int64_t out_tag, int64_t weights_tag, int64_t num_mp, int64_t stream) {
   MATE_COUNT_CALL("moe_unpermute");
   const Call call(out, num_mp, stream);
-  unpermute({matrix(rows, tag), matrix(out, out_tag), nullptr,
+  unpermute({matrix(rows, tag), matrix(out, out_tag), data<const int32_t>(row_of_slot),
              api::slot_weights(weights, weights_tag), out.size(0), topk, out.size(1), 0},
             {data<const int32_t>(slot_of), slot_of.stride(0), slot_of.size(0)}, call.launch());
 }
