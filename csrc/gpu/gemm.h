@@ -22,9 +22,9 @@ struct Rows {
   const int32_t* info;  // device memory
   int64_t info_stride;
   int64_t num_groups;
-  int64_t rows;       // of A, or of A[g]
-  int64_t alignment;  // kPerToken, kPsum
-  int64_t expected;   // kMasked: rows of a group that the caller expects, or 0
+  int64_t rows;          // of A, or of A[g]
+  int64_t alignment;     // kPerToken, kPsum
+  int64_t expected = 0;  // kMasked: rows of a group that the caller expects, or 0
 };
 
 // Contents of info are cut to what exists and never followed outside. k is that of all groups

@@ -33,7 +33,7 @@ Operand rows_of_b(const TensorView& b, int64_t tag, int rank) {
 
 Rows rows(RowMode mode, const TensorView& info, int64_t num_groups, int64_t count,
           int64_t alignment = 1) {
-  return {mode, data<const int32_t>(info), info.stride(0), num_groups, count, alignment, 0};
+  return {mode, data<const int32_t>(info), info.stride(0), num_groups, count, alignment};
 }
 
 void run(const Gemm& p, const Launch& launch) {
