@@ -100,12 +100,19 @@ def test_ragged_m(
     assert_close(out[owned], lambda x, y: reference.ragged_m(x, y, owner, shape)[owned], a, b, k)
 
 
-@pytest.mark.parametrize("room", [48, 64, 100, 1024])
+# The last ones are large enough for tiles that pairs of blocks multiply.
+@pytest.mark.parametrize(
+    ("room", "n", "k"),
+    [
+        *((room, *size) for room in (48, 64, 100, 1024) for size in ((1536, 2048), (712, 1040))),
+        (800, 4096, 1040),
+        (1024, 4096, 1040),
+    ],
+)
 @pytest.mark.parametrize(
     ("types", "grain"),
     [((E4M3, E4M3), BLOCKS), ((E5M2, E4M3), BLOCKS), ((E4M3, E4M3), TENSOR), ((BF16, BF16), None)],
 )
-@pytest.mark.parametrize(("n", "k"), [(1536, 2048), (712, 1040)])
 def test_masked(room: int, types: Any, grain: Any, n: int, k: int) -> None:
     make = Maker(room + n)
     counts = [min(count, room) for count in (0, 1, 20, 64, 65, 500, 2000, 0)]
@@ -130,7 +137,16 @@ def test_masked(room: int, types: Any, grain: Any, n: int, k: int) -> None:
     assert_close(out[used], lambda x, y: reference.masked(x, y, info, shape)[used], a, b, k)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 4096, 7168), (130, 712, 1040), (1000, 1536, 2048)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [
+        (1, 4096, 7168),
+        (130, 712, 1040),
+        (1000, 1536, 2048),
+        (2304, 3328, 1040),
+        (2112, 4224, 1040),
+    ],
+)
 @pytest.mark.parametrize("types", [(E4M3, E4M3), (E5M2, E4M3)])
 @pytest.mark.parametrize("grain", [BLOCKS, EXPERTS, TENSOR])
 @pytest.mark.parametrize("half", [BF16, FP16])
