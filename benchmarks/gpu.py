@@ -4,7 +4,8 @@
     python benchmarks/gpu.py gemm --only masked    # one family, cases by name
     python benchmarks/gpu.py --json > gpu.json
 
-Random data, the L2 cache emptied before each call, medians of times between CUDA events.
+Random data, the L2 cache emptied before each call, medians of times between CUDA events; calls of
+ours and of the peer take turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import gpu_indexer
 import gpu_pieces
 import torch
 import typer
-from gpu_timing import Case, Named, bf16_rate, copy_bandwidth, median_us
+from gpu_timing import Case, Named, bf16_rate, copy_bandwidth, median_us, medians_us
 from rich.console import Console
 from rich.table import Table
 
@@ -49,15 +50,15 @@ def cases(families: list[str], peer: Any | None) -> Iterator[tuple[str, Named]]:
 
 
 def measure(family: str, name: str, case: Case, repeats: int) -> Row:
-    """Times of ours and of the peer; in ABA order, so that a card that slows down shows."""
+    """Times of ours and of the peer, in turns."""
     library.reset_counters()
-    first = median_us(case.ours, repeats)
+    case.ours()
     impls = sorted({count["impl"] for count in library.counters()})
     row: Row = {"family": family, "case": name, "impl": "+".join(impls)}
-    theirs, fault = None, ""
+    ours, theirs, fault = 0.0, None, ""
     if case.peer is not None:
         try:
-            theirs = median_us(case.peer, repeats)
+            ours, theirs = medians_us([case.ours, case.peer], repeats)
             if case.differ is not None:
                 with torch.device("cuda"):
                     apart = case.differ()
@@ -66,7 +67,7 @@ def measure(family: str, name: str, case: Case, repeats: int) -> Row:
         except Exception as error:
             # A peer that cannot run a case is no reason to measure nothing.
             fault = f"peer: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
-    ours = min(first, median_us(case.ours, repeats))
+    ours = ours or median_us(case.ours, repeats)
     return row | {
         "us": ours,
         "tflops": case.flops / ours / 1e6,

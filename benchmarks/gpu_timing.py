@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,23 +28,36 @@ class Case:
 Named = tuple[str, Callable[[], Case]]
 
 
-def median_us(run: Callable[[], object], repeats: int) -> float:
-    """Median time between events around a call, in microseconds.
+def medians_us(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median time of each call between events around it, in microseconds.
 
-    A write of 256 MiB before each call empties the L2 cache, and takes long enough for the host to
-    queue the call meanwhile.
+    The calls take turns, forwards and backwards, so that a card whose clock falls as it warms up is
+    the same for all. A write of 256 MiB before each call empties the L2 cache, and takes long
+    enough for the host to queue the call meanwhile.
     """
     flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
-    for _ in range(3):
-        run()
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in pairs:
-        flush.zero_()
-        start.record()
-        run()
-        end.record()
+    for run in runs:
+        for _ in range(3):
+            run()
+    events: list[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = [[] for _ in runs]
+    for turn in range(repeats):
+        order = range(len(runs)) if turn % 2 else reversed(range(len(runs)))
+        for i in order:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            start.record()
+            runs[i]()
+            end.record()
+            events[i].append((start, end))
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) * 1e3 for start, end in pairs)
+    return [
+        statistics.median(start.elapsed_time(end) * 1e3 for start, end in pairs) for pairs in events
+    ]
+
+
+def median_us(run: Callable[[], object], repeats: int) -> float:
+    """Median time of one call, as in :func:`medians_us`."""
+    return medians_us([run], repeats)[0]
 
 
 def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> float:
