@@ -137,8 +137,9 @@ def test_fp8_activations_agree_with_a_torch_model_that_rounds_alike(serve, twins
     # The server does round: it is further from the model that does not than bf16 alone takes it.
     assert kept < mean_unrounded / 2
     # Deeper models bury the rounding under flips of single codes, which the last bits of bf16
-    # decide: there only the layers' own tests and the counters tell the two numerics apart.
-    if family == "qwen3-moe":
+    # decide: there only the layers' own tests and the counters tell the two numerics apart. With
+    # AMX vLLM's own linear layers do not round.
+    if family == "qwen3-moe" and not has_amx:
         assert mean < 0.6 * mean_unrounded
 
 
