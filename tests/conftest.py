@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from forked import Forks
 
 from mate_plugin.kernels.checks import set_index_checks
 
@@ -15,3 +16,11 @@ def checked() -> Iterator[None]:
     before = set_index_checks(True)
     yield
     set_index_checks(before)
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Forks of a process that has imported vLLM."""
+    forks = Forks()
+    yield forks
+    forks.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,11 +11,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 VLLM = """
 import vllm
 import vllm.model_executor.kernels.linear
 import vllm.model_executor.layers.quantization.fp8
 """
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
+)
 SERVE = """
 import json, os, sys, traceback
 exec(sys.argv[1], {})
@@ -83,6 +89,13 @@ class Forks:
             self.process.stdin.flush()
             status = int(self.process.stdout.readline())
             return Done(status, output.read_text())
+
+    def run_case(self, module: str, case: str, folder: Path, **env: str) -> Done:
+        """Call function ``case`` of a ``module`` that is in ``folder``; modules beside this file
+        can be imported too."""
+        paths = [str(folder), str(Path(__file__).resolve().parent)]
+        code = f"import sys; sys.path[:0] = {paths!r}; import {module}; {module}.{case}()"
+        return self.run(code, **env)
 
     def stop(self) -> None:
         self.process.stdin.close()

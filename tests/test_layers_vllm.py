@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks
+from forked import Forks, needs_vllm
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+pytestmark = needs_vllm
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.stop()
-
-
 def run_case(forks: Forks, case: str, env: dict[str, str]) -> None:
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vllm_cases; vllm_cases.{case}()"
-    done = forks.run(code, **env)
+    done = forks.run_case("vllm_cases", case, HERE, **env)
     assert done.returncode == 0, done.output
 
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 import pytest
-from forked import Forks
+from forked import needs_vllm
 
 LOAD = "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.stop()
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks
+from forked import needs_vllm
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+pytestmark = needs_vllm
 HERE = Path(__file__).resolve().parent
 CASES = (
     "slots",
@@ -24,15 +20,7 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.stop()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_case(forks, case):
-    path = f"import sys; sys.path.insert(0, {str(HERE)!r}); import vllm_sparse_cases as cases\n"
-    done = forks.run(f"{path}cases.{case}()")
+    done = forks.run_case("vllm_sparse_cases", case, HERE)
     assert done.returncode == 0, done.output

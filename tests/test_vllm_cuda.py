@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks
+from forked import Forks, needs_vllm
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+pytestmark = needs_vllm
 HERE = Path(__file__).resolve().parent
 STRICT = {"MATE_PLUGIN_STRICT": "1"}
 MOE = {"MATE_PLUGIN_CUDA_MOE": "1"}
 LINEAR = {"MATE_PLUGIN_CUDA_LINEAR": "1"}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.stop()
-
-
-def run_case(forks: Forks, case: str, env: dict[str, str]):
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-    return forks.run(code + f"import vllm_cuda_cases; vllm_cuda_cases.{case}()", **env)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +26,6 @@ def run_case(forks: Forks, case: str, env: dict[str, str]):
     ],
 )
 def test_case(forks: Forks, case: str, env: dict[str, str]) -> None:
-    done = run_case(forks, case, env)
+    done = forks.run_case("vllm_cuda_cases", case, HERE, **env)
     assert done.returncode == 0, done.output
     assert len(done.said()) >= 1

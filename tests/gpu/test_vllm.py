@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked import Forks
+from forked import Forks, needs_vllm
 from gpu_contract import require_gpu
 
 require_gpu()
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+pytestmark = needs_vllm
 HERE = Path(__file__).resolve().parent
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    # Each case is a fork, which starts CUDA for itself.
-    forks = Forks()
-    yield forks
-    forks.stop()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +25,7 @@ def forks() -> Iterator[Forks]:
     ],
 )
 def test_case(forks: Forks, case: str, asked: tuple[str, ...]) -> None:
-    paths = [str(HERE), str(HERE.parent)]
-    code = f"import sys; sys.path[:0] = {paths!r}; import vllm_gpu_cases; vllm_gpu_cases.{case}()"
-    done = forks.run(code, **{f"MATE_PLUGIN_CUDA_{name}": "1" for name in asked})
+    # A fork each, which starts CUDA for itself.
+    env = {f"MATE_PLUGIN_CUDA_{name}": "1" for name in asked}
+    done = forks.run_case("vllm_gpu_cases", case, HERE, **env)
     assert done.returncode == 0, done.output
