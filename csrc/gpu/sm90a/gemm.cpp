@@ -12,11 +12,7 @@ using sm90a::is_aligned;
 
 bool is_fp8(DType type) { return type <= DType::kE5M2; }
 
-// Whether A and the output have a matrix for each group.
-bool is_batched(const Rows& rows) {
-  return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
-}
-int64_t row_planes(const Rows& rows) { return is_batched(rows) ? rows.num_groups : 1; }
+int64_t row_planes(const Rows& rows) { return sm90a::is_batched(rows) ? rows.num_groups : 1; }
 
 // Strides of elements to bytes.
 sm90a::TensorBox box(sm90a::TensorBox of_elements) {

@@ -8,6 +8,11 @@
 
 namespace mate::gpu::sm90a {
 
+// Whether A, its scales and the output have a matrix for each group.
+__host__ __device__ inline bool is_batched(const Rows& rows) {
+  return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
+}
+
 // How scales reach the sums: after every block of 128 of k, once at the end, or not at all.
 enum class ScaleMode { kBlocks, kEnd, kNone };
 

@@ -125,11 +125,6 @@ __device__ __forceinline__ uint32_t divide(uint32_t x, uint32_t d, uint32_t inve
   return q * d > x ? q - 1 : q;
 }
 
-// A, its scales and the output have a matrix for each group.
-__device__ __forceinline__ bool is_batched(const Rows& rows) {
-  return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
-}
-
 // What the copying warp tells the multiplying ones of a tile.
 struct alignas(16) Tile {
   int group, row_first;
