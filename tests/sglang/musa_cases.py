@@ -214,7 +214,9 @@ def our_scores() -> None:
     from mate_plugin.indexer import sglang_scores
     from mate_plugin.kernels import select
 
-    select.choose = lambda op, device: select.Choice(op, str(device), "simulated", "a stand-in")
+    select.choose = lambda op, device, _=None: select.Choice(
+        op, str(device), "simulated", "a stand-in"
+    )
     for name in (SCHEDULE, "fp8_paged_mqa_logits", "fp8_mqa_logits"):
         setattr(sglang_scores, name, getattr(deep_gemm, name))
     sglang_scores.SLOTS["resolve_paged_mqa_logits_metadata_fn"] = lambda: (
