@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 
 import torch
 
-LIBRARIES = {"cpu": "libmate_cpu.so", "cuda": "libmate_cuda.so"}
+LIBRARIES = {"cpu": "libmate_cpu.so", "cuda": "libmate_cuda.so", "musa": "libmate_musa.so"}
+_COMPILERS = {"cuda": "nvcc 12.8 or newer", "musa": "the MUSA toolkit with its compiler mcc"}
 
 _TAGS = {
     torch.float8_e4m3fn: 0,
@@ -81,9 +82,12 @@ def stream(tensor: torch.Tensor) -> int:
     """
     if tensor.is_cpu or is_compiling() or type(tensor) not in _PLAIN:
         return 0
-    if tensor.is_cuda:
+    kind = tensor.device.type  # is_cuda is true of musa tensors where torchada is imported
+    if kind == "cuda":
         return _cuda_stream(tensor.get_device())
-    raise NotImplementedError(f"no kernels for device {tensor.device.type!r} in this build")
+    if kind == "musa":
+        return int(torch.musa.current_stream(tensor.get_device()).musa_stream)  # type: ignore[attr-defined]
+    raise NotImplementedError(f"no kernels for device {kind!r} in this build")
 
 
 def _current_cuda_stream(index: int) -> int:
@@ -114,7 +118,7 @@ def missing(device_type: str) -> str | None:
         return None
     if device_type == "cpu":
         return f"{name} is missing: install mate-plugin with pip (a bare source tree has no core)"
-    how = "install mate-plugin from its sources where nvcc 12.8 or newer is"
+    how = f"install mate-plugin from its sources where {_COMPILERS[device_type]} is"
     return f"{name} is missing ({build_note(device_type)}); {how}"
 
 
@@ -268,7 +272,8 @@ def define(name: str, signature: str) -> Callable[..., None]:
         direct(*operands, threads(wanted or None, first), stream(first))
 
     _torch_library.define(name + signature)
-    for key in ("CPU", "CUDA"):
+    # Moore Threads' device is one of torch's private kind.
+    for key in ("CPU", "CUDA", "PrivateUse1"):
         _torch_library.impl(name, from_graph, key)
     torch.library.register_fake(f"mate_plugin::{name}", lambda *_: None, lib=_torch_library)
     op = getattr(torch.ops.mate_plugin, name).default

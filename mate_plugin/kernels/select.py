@@ -22,8 +22,8 @@ _SM90A = frozenset(
 )
 GPU_IMPLS = ("portable", "sm90a")
 _IMPLS = ("auto", *GPU_IMPLS)
-_LEAST_CAPABILITY = (8, 0)
-_REASONS = {"musa": "the kernels for Moore Threads GPUs are not part of this version"}
+# Below these warps are of other sizes or instructions are missing.
+_LEAST_CAPABILITY = {"cuda": (8, 0), "musa": (3, 1)}
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,29 @@ def choose(
         best = library.available_isas()[0]
         reason = "best this machine runs" if isa == best else "forced by MATE_PLUGIN_ISA"
         return Choice(op, kind, isa, reason)
-    if kind == "cuda":
-        return Choice(op, kind, *_on_cuda(op, int(index) if index else None, capability))
-    reason = _REASONS.get(kind, "no kernels for this kind of device")
-    return Choice(op, kind, None, reason)
+    if kind in _LEAST_CAPABILITY:
+        return Choice(op, kind, *_on_gpu(op, kind, int(index) if index else None, capability))
+    return Choice(op, kind, None, "no kernels for this kind of device")
 
 
-def _on_cuda(
-    op: str, index: int | None, capability: tuple[int, int] | None
+def _on_gpu(
+    op: str, kind: str, index: int | None, capability: tuple[int, int] | None
 ) -> tuple[str | None, str]:
     wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
     if wanted not in _IMPLS:
         return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
-    if reason := library.missing("cuda"):
+    if reason := library.missing(kind):
         return None, reason
-    if not library.module("cuda").implements_function(op):
-        return None, "this op has no CUDA kernels in this version"
-    if not torch.cuda.is_available():
-        build = "" if torch.version.cuda else ", which is a build without CUDA"
-        return None, f"torch {torch.__version__}{build} sees no GPU"
-    capability = capability or torch.cuda.get_device_capability(index)
+    if not library.module(kind).implements_function(op):
+        return None, f"this op has no {kind.upper()} kernels in this version"
+    if reason := _unseen(kind):
+        return None, reason
+    capability = capability or getattr(torch, kind).get_device_capability(index)
     number = ".".join(map(str, capability))
-    if capability < _LEAST_CAPABILITY:
-        return None, f"expected compute capability 8.0 or newer, found {number}"
-    if op not in _SM90A:
+    least = _LEAST_CAPABILITY[kind]
+    if capability < least:
+        return None, f"expected compute capability {least[0]}.{least[1]} or newer, found {number}"
+    if kind != "cuda" or op not in _SM90A:
         return "portable", "the only kernels of this op"
     if wanted == "sm90a" and capability != (9, 0):
         return None, f"MATE_PLUGIN_IMPL=sm90a wants compute capability 9.0, found {number}"
@@ -86,6 +85,16 @@ def _on_cuda(
     if capability == (9, 0):
         return "sm90a", "compute capability 9.0"
     return "portable", f"compute capability {number}"
+
+
+def _unseen(kind: str) -> str | None:
+    """Why torch has no device of this kind."""
+    if kind == "musa" and not hasattr(torch, "musa"):
+        return "torch_musa, which brings the device, was not imported"
+    if getattr(torch, kind).is_available():
+        return None
+    build = ", which is a build without CUDA" if kind == "cuda" and not torch.version.cuda else ""
+    return f"torch {torch.__version__}{build} sees no GPU"
 
 
 # Ops and devices that were found to be served: a call need not ask again.
