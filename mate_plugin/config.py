@@ -72,24 +72,28 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class CudaSettings(_Section):
-    """What the plugin takes over on NVIDIA GPUs, where engines have kernels of their own."""
+class GpuSettings(_Section):
+    """What the plugin takes over on GPUs of one kind, where engines have kernels of their own."""
 
-    moe: bool = Field(default=False, description="serve FP8 MoE layers on NVIDIA GPUs too")
+    moe: bool = Field(default=False, description="serve FP8 MoE layers there too")
     linear: bool = Field(
-        default=False, description="serve block-FP8 linear layers on NVIDIA GPUs too (vLLM)"
+        default=False, description="serve block-FP8 linear layers there too (vLLM)"
     )
+
+
+# Kinds of devices with a section of that name.
+GPUS = ("cuda", "musa")
 
 
 class VllmSettings(_Section):
     """Which seams of vLLM the plugin fills."""
 
     moe: bool = Field(
-        default=True, description="serve FP8 MoE layers; on NVIDIA GPUs with cuda.moe only"
+        default=True, description="serve FP8 MoE layers; on GPUs with cuda.moe or musa.moe only"
     )
     linear: bool = Field(
         default=True,
-        description="serve block-FP8 linear layers; on NVIDIA GPUs with cuda.linear only",
+        description="serve block-FP8 linear layers; on GPUs with cuda.linear or musa.linear only",
     )
     sparse: bool = Field(default=True, description="serve sparse attention and its indexer on CPUs")
     deep_gemm: Switch = Field(
@@ -175,8 +179,11 @@ class Settings(_Section):
     dump_selections: Path | None = Field(
         default=None, description="directory for one file per indexer call with what it selected"
     )
-    cuda: CudaSettings = Field(
-        default=CudaSettings(), description="what is taken over on NVIDIA GPUs"
+    cuda: GpuSettings = Field(
+        default=GpuSettings(), description="what is taken over on NVIDIA GPUs"
+    )
+    musa: GpuSettings = Field(
+        default=GpuSettings(), description="what is taken over on Moore Threads GPUs"
     )
     vllm: VllmSettings = Field(default=VllmSettings(), description="seams of vLLM")
     sglang: SglangSettings = Field(default=SglangSettings(), description="seams of SGLang")

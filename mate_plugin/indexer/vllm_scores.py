@@ -20,7 +20,6 @@ from mate_plugin.layers import vllm_device
 from mate_plugin.report import Hook
 
 NAME = "vllm.deep_gemm"
-PLATFORMS = ("cuda", "musa")
 
 
 def wanted_by_default() -> bool:

@@ -97,7 +97,7 @@ def as_rows(weight: torch.Tensor) -> torch.Tensor:
     """The shape ``[..., N, K]`` that packed weights stand for; other tensors as they are."""
     if not isinstance(weight, torch.Tensor) or weight.dim() < 4 or weight.shape[-2] != ROWS:
         return weight
-    if weight.is_cuda:
+    if not weight.is_cpu:
         raise ValueError("packed weights: expected rows on a GPU, whose kernels read no others")
     *experts, panels, fours, rows, four = weight.shape
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mate_plugin.config import GPUS
 from mate_plugin.layers.experts_ops import apply_batched_experts, apply_experts
 from mate_plugin.layers.plan import ExpertsPlan
 from mate_plugin.layers.weights import check_weights
@@ -81,7 +82,7 @@ def scaling_factor(config: Any, device: torch.device) -> float | None:
     """
     if config.no_combine:
         return None
-    return config.routed_scaling_factor if device.type in ("cuda", "musa") else None
+    return config.routed_scaling_factor if device.type in GPUS else None
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mate_plugin.config import GPUS
 from mate_plugin.indexer import sglang_musa, sglang_scores, sglang_sparse
 from mate_plugin.layers import (
     seams,
@@ -15,7 +16,6 @@ from mate_plugin.layers.seams import Seam
 from mate_plugin.layers.sglang_release import MATE_CPU, on_mate_cpu, on_musa
 from mate_plugin.report import Hook
 
-GPUS = ("cuda", "musa")
 SEAMS = {
     sglang_moe.NAME: Seam(
         sglang_moe.install, (MATE_CPU, *GPUS), sglang_moe.wanted_by_default, sglang_moe.TARGETS

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from mate_plugin import report
-from mate_plugin.config import settings
+from mate_plugin.config import GPUS, settings
 from mate_plugin.kernels import select
 from mate_plugin.layers import sglang_release
 from mate_plugin.layers.configured import plan_for
@@ -48,7 +48,7 @@ def wanted_by_default() -> bool:
 
 def install() -> Hook:
     """Register the runner backend and its methods, or say what stands against it."""
-    also = "auto or " if settings().cuda.moe and sglang_release.platform() == "cuda" else ""
+    also = "auto or " if _asked() else ""
     hook = _offer(NAME, BACKEND, also)
     if hook.installed:
         _hook_methods()
@@ -68,12 +68,16 @@ def is_chosen() -> bool:
 
 
 def takes_unnamed() -> bool:
-    """Whether FP8 experts are ours though no runner backend is named: on NVIDIA GPUs where the
-    settings ask for it."""
+    """Whether FP8 experts are ours though no runner backend is named: on GPUs where the settings
+    ask for it."""
     from sglang.srt.layers.moe.utils import get_moe_runner_backend
 
-    asked = settings().cuda.moe and sglang_release.platform() == "cuda"
-    return asked and bool(get_moe_runner_backend().is_auto())
+    return _asked() and bool(get_moe_runner_backend().is_auto())
+
+
+def _asked() -> bool:
+    platform = sglang_release.platform()
+    return platform in GPUS and bool(getattr(settings(), platform).moe)
 
 
 def dispatch_refusal() -> str | None:

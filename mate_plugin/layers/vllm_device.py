@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mate_plugin.config import settings
+from mate_plugin.config import GPUS, settings
 from mate_plugin.layers.configured import plan_for
 from mate_plugin.layers.plan import ExpertsPlan
 
@@ -17,20 +17,19 @@ def kind() -> str:
 
 
 def capability() -> tuple[int, int] | None:
-    """Compute capability of the GPUs as vLLM knows it, without starting CUDA up: vLLM's processes
-    may fork after their plugins were loaded. None where there is no such number."""
+    """Compute capability of the GPUs as vLLM knows it, without starting the device up: vLLM's
+    processes may fork after their plugins were loaded. None where there is no such number."""
     from vllm.platforms import current_platform
 
-    found = current_platform.get_device_capability() if current_platform.is_cuda() else None
+    found = current_platform.get_device_capability() if kind() in GPUS else None
     return None if found is None else (found.major, found.minor)
 
 
 def served(layers: Literal["moe", "linear"]) -> bool:
     """Whether the settings put layers of this kind on our kernels here."""
-    from vllm.platforms import current_platform
-
-    return current_platform.is_cpu() or (
-        current_platform.is_cuda() and bool(getattr(settings().cuda, layers))
+    device = kind()
+    return device == "cpu" or (
+        device in GPUS and bool(getattr(getattr(settings(), device), layers))
     )
 
 
@@ -45,7 +44,7 @@ def plan(limit: float | None = None) -> ExpertsPlan:
 
 def unproved(parallel: Any) -> str | None:
     """Why experts in this FusedMoEParallelConfig are left to vLLM, or None."""
-    if kind() != "cuda":
+    if kind() not in GPUS:
         return None
     passed_on = getattr(parallel, "use_passthrough_all2all", False)
     if parallel.dp_size > 1 or parallel.use_all2all_kernels or passed_on:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from mate_plugin.config import GPUS
 from mate_plugin.indexer import vllm_scores, vllm_sparse
 from mate_plugin.layers import seams, vllm_device, vllm_fp8, vllm_linear, vllm_release
 from mate_plugin.layers.seams import Seam
 from mate_plugin.report import Hook
 
+DEVICES = ("cpu", *GPUS)
 SEAMS = {
-    vllm_fp8.NAME: Seam(vllm_fp8.install, ("cpu", "cuda"), opt_in={"cuda": "cuda.moe"}),
-    vllm_linear.NAME: Seam(vllm_linear.install, ("cpu", "cuda"), opt_in={"cuda": "cuda.linear"}),
-    vllm_sparse.NAME: Seam(vllm_sparse.install, theirs=("cuda",)),
-    vllm_scores.NAME: Seam(
-        vllm_scores.install, vllm_scores.PLATFORMS, vllm_scores.wanted_by_default
+    vllm_fp8.NAME: Seam(vllm_fp8.install, DEVICES, opt_in={gpu: f"{gpu}.moe" for gpu in GPUS}),
+    vllm_linear.NAME: Seam(
+        vllm_linear.install, DEVICES, opt_in={gpu: f"{gpu}.linear" for gpu in GPUS}
     ),
+    vllm_sparse.NAME: Seam(vllm_sparse.install, theirs=GPUS),
+    vllm_scores.NAME: Seam(vllm_scores.install, GPUS, vllm_scores.wanted_by_default),
 }
 
 

@@ -80,7 +80,10 @@ def kernel_class() -> type:
         @classmethod
         def is_supported(cls, compute_capability=None):
             if not vllm_device.served("linear"):
-                return False, "requires the platform cpu, or cuda with the setting cuda.linear"
+                return (
+                    False,
+                    "requires the platform cpu, or a GPU with cuda.linear or musa.linear",
+                )
             return True, None
 
         @classmethod
