@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from mate_plugin import report
@@ -23,7 +24,25 @@ def choose() -> str | None:
 
     found = {name: probe() for name, probe in platforms.builtin_platform_plugins.items()}
     others = [name for name, platform in found.items() if platform and name != "cpu"]
-    return PLATFORM if found.get("cpu") and not others else None
+    return PLATFORM if found.get("cpu") and not others and not _brought() else None
+
+
+def _brought() -> bool:
+    """Whether another package brings a platform for this machine: vLLM does not start with two."""
+    from vllm.platforms import PLATFORM_PLUGINS_GROUP
+    from vllm.plugins import load_plugins_by_group
+
+    probes = load_plugins_by_group(PLATFORM_PLUGINS_GROUP).values()
+    return any(
+        _answers(probe) for probe in probes if not probe.__module__.startswith("mate_plugin.")
+    )
+
+
+def _answers(probe: Callable[[], str | None]) -> bool:
+    try:
+        return probe() is not None
+    except Exception:  # vLLM takes no notice of such a plugin either
+        return False
 
 
 def is_active() -> bool:

@@ -231,6 +231,20 @@ def _as_bytes(argument: Any) -> Any:
     return argument
 
 
+def _function(kind: str, name: str) -> Callable[..., Any]:
+    """A compiled entry of the library for a kind of device."""
+    function: Callable[..., Any] = module(kind)[name]
+    if kind != "musa":
+        return function
+    from tvm_ffi import from_dlpack
+
+    # Beside a tensor tvm-ffi would ask torch for its stream, which torch_musa does not answer.
+    def hand_over(*arguments: Any) -> Any:
+        return function(*(from_dlpack(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+
+    return hand_over
+
+
 def entry(name: str) -> Callable[..., Any]:
     """A compiled entry for eager calls; the first argument is a tensor, whose device it runs on.
 
@@ -245,7 +259,7 @@ def entry(name: str) -> Callable[..., Any]:
         kind = "cpu" if first.is_cpu else first.device.type
         function = found.get(kind)
         if function is None:
-            function = found[kind] = module(kind)[name]
+            function = found[kind] = _function(kind, name)
         return function(*arguments)
 
     direct.__name__ = direct.__qualname__ = name

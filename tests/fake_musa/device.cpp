@@ -8,6 +8,7 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
@@ -20,7 +21,8 @@ namespace {
 constexpr auto kMusa = c10::DeviceType::PrivateUse1;
 constexpr size_t kAlignment = 256;
 
-struct HostAllocator final : at::Allocator {
+// Engines ask the allocator to give memory back and for statistics.
+struct HostAllocator final : c10::DeviceAllocator {
   at::DataPtr allocate(size_t size) override {
     void* memory = nullptr;
     if (size && posix_memalign(&memory, kAlignment, size)) throw std::bad_alloc();
@@ -30,6 +32,12 @@ struct HostAllocator final : at::Allocator {
   void copy_data(void* to, const void* from, size_t size) const override {
     std::memcpy(to, from, size);
   }
+  bool initialized() override { return true; }
+  void emptyCache(c10::MempoolId_t) override {}
+  void recordStream(const at::DataPtr&, c10::Stream) override {}
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override { return {}; }
+  void resetAccumulatedStats(c10::DeviceIndex) override {}
+  void resetPeakStats(c10::DeviceIndex) override {}
 };
 
 HostAllocator allocator;
