@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,11 +38,54 @@ def _options(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cuda or musa: try every function on that GPU, by each implementation there is, "
+            "and write a report."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Where to, instead of mate-plugin-DEVICE.json in this folder."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="A checkout to build the device's library from, where it is missing."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build the library though there is one.")
+    ] = False,
+    timed: Annotated[
+        bool, typer.Option("--timed/--untimed", help="Measure too, at the size of a served model.")
+    ] = True,
+) -> None:
     """Look at machine, core, torch and engines; say what is wrong and how to mend it."""
     from mate_plugin.doctor import examine, show
 
-    raise typer.Exit(show(examine()))
+    if device is None:
+        if report or source or rebuild:
+            raise _refused("--report, --source and --rebuild: expected --device beside them", 2)
+        raise typer.Exit(show(examine()))
+    from mate_plugin.trial import build
+    from mate_plugin.trial.report import Examination
+    from mate_plugin.trial.run import IMPLS
+
+    if device not in IMPLS:
+        raise _refused(f"--device: expected one of {', '.join(IMPLS)}, got {device!r}", 2)
+    path = report or Path(f"mate-plugin-{device}.json")
+    if not path.parent.is_dir():
+        raise _refused(f"--report: expected a file in a folder that exists, got {path}", 2)
+    if source is not None and not (source / "CMakeLists.txt").is_file():
+        raise _refused(f"--source: expected a checkout with a CMakeLists.txt, got {source}", 2)
+    examination = Examination(device, source or build.sources(), rebuild, timed)
+    try:
+        status = show(examination.run())
+    finally:
+        examination.write(path)
+        typer.echo(f"The report is in {path}")
+    raise typer.Exit(status)
 
 
 @app.command()

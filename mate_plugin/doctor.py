@@ -22,20 +22,17 @@ TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
 
 def examine() -> Iterator[Finding]:
     """All findings, each as soon as it is known."""
-    for look in (
-        _machine,
-        _settings,
-        _torch,
-        _tvm_ffi,
-        _core,
-        _cuda,
-        opt_ins,
-        _openmp,
-        engines,
-        hooks,
-        _alias,
-        _self_test,
-    ):
+    yield from _look(_machine, _settings, _torch, _tvm_ffi, _core)
+    yield from _look(_cuda, opt_ins, _openmp, engines, hooks, _alias, _self_test)
+
+
+def base() -> Iterator[Finding]:
+    """What every use of the package rests on, whatever the device."""
+    yield from _look(_machine, _settings, _torch, _tvm_ffi, _core, _alias)
+
+
+def _look(*looks: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    for look in looks:
         try:
             yield from look()
         except Exception as error:

@@ -1,0 +1,1 @@
+"""A device on trial: each function against the CPU kernels, implementations side by side, times."""

@@ -1,0 +1,163 @@
+"""``mate-plugin doctor --device``: a kind of GPU looked at, tried, timed, and written down."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mate_plugin import __version__
+from mate_plugin.findings import Finding, one_line, version
+from mate_plugin.trial.run import IMPLS, Result, TrialError, trial
+
+# Distributions whose versions a reader of the report wants to know.
+PACKAGES = (
+    *("torch", "torch_musa", "torchada", "apache-tvm-ffi", "mate", "deep_gemm", "triton"),
+    *("tilelang", "vllm", "vllm-musa", "sglang"),
+)
+COMPILERS = {"cuda": "nvcc", "musa": "mcc"}
+PLACES = {"cuda": "/usr/local/cuda/bin", "musa": "/usr/local/musa/bin"}
+IMPORTS = {"musa": "torch_musa"}
+
+
+@dataclass
+class Examination:
+    """What is to be done, and what came of it.
+
+    source: a checkout to build from, or None; rebuild: also where there is a library;
+    timed: measure as well.
+    """
+
+    device: str
+    source: Path | None
+    rebuild: bool = False
+    timed: bool = True
+    findings: list[Finding] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    build_log: str = ""
+
+    def run(self) -> Iterator[Finding]:
+        """Every finding, each as soon as it is known."""
+        for finding in self._steps():
+            self.findings.append(finding)
+            yield finding
+
+    def write(self, path: Path) -> None:
+        """Everything as JSON, for people who want to know how the device fared."""
+        told: dict[str, Any] = {
+            "mate_plugin": __version__,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "device": self.device,
+            "findings": [asdict(finding) for finding in self.findings],
+            "results": [result.to_json() for result in self.results],
+            "build_log": self.build_log,
+        }
+        path.write_text(json.dumps(told, indent=1) + "\n")
+
+    def _steps(self) -> Iterator[Finding]:
+        from mate_plugin import doctor
+
+        yield from doctor.base()
+        found = [f"{name} {known}" for name in PACKAGES if (known := version(name))]
+        yield Finding("packages", "ok", ", ".join(found))
+        compiler = self._compiler()
+        yield compiler
+        yield from self._library(compiler.state == "ok")
+        device = self._device()
+        yield device
+        if device.state == "wrong":
+            return
+        for impl in IMPLS[self.device]:
+            yield from self._trial(impl)
+
+    def _compiler(self) -> Finding:
+        name = COMPILERS[self.device]
+        path = shutil.which(name) or shutil.which(name, path=PLACES[self.device])
+        if path is None:
+            return Finding("compiler", "note", f"there is no {name} here")
+        done = subprocess.run([path, "--version"], capture_output=True, text=True)
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        return Finding("compiler", "ok", f"{path}: {lines[-1] if lines else 'says nothing'}")
+
+    def _library(self, compiles: bool) -> Iterator[Finding]:
+        from mate_plugin.kernels import library
+        from mate_plugin.trial.build import build
+
+        name, compiler = library.LIBRARIES[self.device], COMPILERS[self.device]
+        absent = library.missing(self.device)
+        if absent is None and not self.rebuild:
+            yield Finding(name, "ok", library.build_note(self.device))
+            return
+        if not compiles:
+            yield Finding(name, "note", absent or f"cannot be built anew without {compiler}")
+            return
+        if self.source is None:
+            yield Finding(name, "note", f"{absent}, or give the sources with --source")
+            return
+        yield Finding(name, "ok", f"building from {self.source} (minutes)")
+        built = build(self.device, self.source)
+        self.build_log = built.log
+        if built.path:
+            yield Finding(name, "ok", f"built: {built.path}")
+        else:
+            last = " ".join(built.log.strip().splitlines()[-1:])
+            fix = "send the report, which holds all that the compiler said"
+            yield Finding(name, "wrong", f"could not be built: {last}", fix)
+
+    def _device(self) -> Finding:
+        """The device as torch sees it."""
+        import torch
+
+        if package := IMPORTS.get(self.device):
+            try:
+                importlib.import_module(package)
+            except Exception as error:
+                # A vendor's package may fail in any way.
+                return Finding("device", "wrong", one_line(error), f"install {package}")
+        module = getattr(torch, self.device)
+        if not module.is_available():
+            text = f"torch {torch.__version__} sees no device of the kind {self.device}"
+            return Finding("device", "wrong", text, "look at the driver and at torch's build")
+        seen = module.get_device_properties(0)
+        major, minor = module.get_device_capability(0)
+        text = (
+            f"{module.device_count()} x {seen.name}, compute capability {major}.{minor},"
+            f" {seen.multi_processor_count} multiprocessors, {seen.total_memory >> 20} MiB"
+        )
+        return Finding("device", "ok", text)
+
+    def _trial(self, impl: str) -> Iterator[Finding]:
+        good = []
+        try:
+            for result in trial(self.device, impl):
+                self.results.append(result)
+                yield _told(result)
+                if result.impl == impl and not result.problem:
+                    good.append(result.case)
+            if not (self.timed and good):
+                return
+            for result in trial(self.device, impl, good, timed=True):
+                self.results.append(result)
+                yield _told(result)
+        except TrialError as error:
+            yield Finding(impl, "wrong", one_line(error), "send the report")
+
+
+def _told(result: Result) -> Finding:
+    topic = f"{result.wanted} {result.case}"
+    if result.refused:
+        return Finding(topic, "note", result.refused)
+    if result.problem:
+        first, *_ = result.problem.splitlines()
+        return Finding(topic, "wrong", first, "send the report")
+    if result.seconds is not None:
+        return Finding(topic, "ok", f"{result.seconds * 1e6:.0f} us at the size of a served model")
+    if result.impl != result.wanted:
+        return Finding(topic, "note", f"served by {result.impl}, error {result.error:.1e}")
+    return Finding(topic, "ok", f"error {result.error:.1e} against the CPU")
