@@ -10,7 +10,7 @@ from gpu_contract import require_gpu
 
 require_gpu()
 pytestmark = needs_vllm
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ HERE = Path(__file__).resolve().parent
 def test_case(forks: Forks, case: str, asked: tuple[str, ...]) -> None:
     # A fork each, which starts CUDA for itself.
     env = {f"MATE_PLUGIN_CUDA_{name}": "1" for name in asked}
-    done = forks.run_case("vllm_gpu_cases", case, HERE, **env)
+    done = forks.run_case("vllm_device_cases", case, TESTS, MATE_TEST_DEVICE="cuda", **env)
     assert done.returncode == 0, done.output

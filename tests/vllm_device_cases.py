@@ -1,7 +1,9 @@
-"""What test_vllm.py runs inside a process with vLLM and a GPU: its own layers on our kernels."""
+"""What gpu/test_vllm.py and test_vllm_musa.py run inside a process with vLLM and a device of the
+kind that MATE_TEST_DEVICE names: vLLM's own layers on our kernels."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from layer_oracle import MoeWeights, dequantise, moe, quantise, round_groups
 from vllm_layer import BF16, TOPK, called, captured, moe_layer, route, vllm_process
 
 E, H, I = 8, 512, 256  # noqa: E741
-DEVICE = "cuda"
+DEVICE = os.environ["MATE_TEST_DEVICE"]
 
 
 def install() -> dict[str, Any]:
