@@ -8,8 +8,9 @@ from mate_plugin.kernels import select
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Random numbers of that device."""
-    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+    """Random numbers of that device, or of the CPU where it is simulated and has none."""
+    device = torch.get_default_device()
+    return torch.Generator("cpu" if device.type == "musa" else device).manual_seed(seed)
 
 
 def on_cpu() -> bool:

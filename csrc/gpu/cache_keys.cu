@@ -2,6 +2,7 @@
 
 #include "gpu/cache_rows.h"
 #include "gpu/cache_slots.cuh"
+#include "gpu/launch_kernel.h"
 #include "gpu/quant_group.cuh"
 
 namespace mate::gpu {
@@ -51,9 +52,8 @@ void launch_quantise_keys(const QuantiseKeys& p, const Launch& launch) {
   const Keys keys{{rows, p.cache.depth, false, 0, 0}, p.cache,        p.slots,
                   Divider(p.cache.block_size),        p.power_of_two, log_team};
   const int64_t blocks = blocks_of(p.slots.count, kThreads >> log_team);
-  quantise_keys_kernel<type, n>
-      <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(keys);
-  check_launch("quant_and_write_k");
+  launch_kernel("quant_and_write_k", quantise_keys_kernel<type, n>,
+                {grid_of(blocks, kThreads, launch), kThreads}, launch, keys);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "gpu/block_scan.cuh"
 #include "gpu/cache_rows.h"
 #include "gpu/cache_slots.cuh"
+#include "gpu/launch_kernel.h"
 #include "gpu/scratch.h"
 
 namespace mate::gpu {
@@ -174,9 +175,8 @@ void gather_keys(const GatherKeys& p, const ContextLens& lens, const Launch& lau
   Gather gather{p, lens, Divider(p.cache.block_size), 0};
   gather.p.starts = starts.at<int64_t>();
   if (!counts) {
-    scan_lengths_kernel<<<1, kScanThreads, 0, launch.stream>>>(lens, p.num_requests,
-                                                               starts.at<int64_t>());
-    check_launch("gather_k");
+    launch_kernel("gather_k", scan_lengths_kernel, {1, kScanThreads}, launch, lens, p.num_requests,
+                  starts.at<int64_t>());
   }
   const int64_t numbers = address(p.cache.data) | p.cache.block_stride | p.cache.depth |
                           address(p.codes) | p.row_stride;
@@ -186,9 +186,8 @@ void gather_keys(const GatherKeys& p, const ContextLens& lens, const Launch& lau
     // No more than are at work at once, each of which counts rows once.
     const int64_t blocks =
         std::min(blocks_of(p.rows, kThreads), int64_t{launch.num_sms} * (2048 / kThreads));
-    gather_keys_kernel<T>
-        <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(gather);
-    check_launch("gather_k");
+    launch_kernel("gather_k", gather_keys_kernel<T>,
+                  {grid_of(blocks, kThreads, launch), kThreads}, launch, gather);
   });
 }
 
@@ -213,9 +212,8 @@ void write_rows(const WriteRows& p, const Launch& launch) {
     if (width == 0) return;
     written.log_team = std::min(log_above(blocks_of(width, 2)), 5);
     const int64_t blocks = blocks_of(p.slots.count, kThreads >> written.log_team);
-    write_rows_kernel<T>
-        <<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(written);
-    check_launch("write_latents");
+    launch_kernel("write_latents", write_rows_kernel<T>,
+                  {grid_of(blocks, kThreads, launch), kThreads}, launch, written);
   });
 }
 

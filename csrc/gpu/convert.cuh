@@ -1,13 +1,11 @@
 // Elements of any DType as floats and back, one at a time and in vectors.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <type_traits>
 
+#include "gpu/device_api.h"
 #include "gpu/fp8.cuh"
 #include "params.h"
 
@@ -47,7 +45,7 @@ __device__ inline float load(const void* base, int64_t i) {
   if constexpr (type == DType::kF32) {
     return static_cast<const float*>(base)[i];
   } else if constexpr (type == DType::kBF16) {
-    return __bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]);
+    return __bfloat162float(static_cast<const Bf16*>(base)[i]);
   } else if constexpr (type == DType::kF16) {
     return __half2float(static_cast<const __half*>(base)[i]);
   } else {
@@ -61,7 +59,7 @@ __device__ inline void store(void* base, int64_t i, float v) {
   if constexpr (type == DType::kF32) {
     static_cast<float*>(base)[i] = v;
   } else if constexpr (type == DType::kBF16) {
-    static_cast<__nv_bfloat16*>(base)[i] = __float2bfloat16_rn(v);
+    static_cast<Bf16*>(base)[i] = __float2bfloat16_rn(v);
   } else if constexpr (type == DType::kF16) {
     static_cast<__half*>(base)[i] = __float2half_rn(v);
   } else {
@@ -97,8 +95,8 @@ __device__ inline void unpack(uint32_t word, float* v) {
     v[0] = __uint_as_float(word << 16);
     v[1] = __uint_as_float(word & 0xffff0000);
   } else if constexpr (type == DType::kF16) {
-    v[0] = __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xffff)));
-    v[1] = __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16)));
+    v[0] = __half2float(half_of_bits(word & 0xffff));
+    v[1] = __half2float(half_of_bits(word >> 16));
   } else {
     const float2 low = decode_fp8_pair<type>(static_cast<uint16_t>(word & 0xffff));
     const float2 high = decode_fp8_pair<type>(static_cast<uint16_t>(word >> 16));
@@ -111,12 +109,9 @@ __device__ inline uint32_t pack(const float* v) {
   if constexpr (type == DType::kF32) {
     return __float_as_uint(v[0]);
   } else if constexpr (type == DType::kBF16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(v[0], v[1]);
-    return __bfloat16_as_ushort(pair.x) | static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+    return pack_bf16s(v[0], v[1]);
   } else if constexpr (type == DType::kF16) {
-    const __half2 pair = __floats2half2_rn(v[0], v[1]);
-    return __half_as_ushort(__low2half(pair)) |
-           static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
+    return pack_halves(v[0], v[1]);
   } else {
     return encode_fp8_pair<type>(v[0], v[1]) |
            static_cast<uint32_t>(encode_fp8_pair<type>(v[2], v[3])) << 16;

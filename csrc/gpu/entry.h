@@ -18,17 +18,20 @@ using api::TensorView;
 // Makes the device of a tensor the current one for the length of a call.
 class Call {
  public:
-  // num_mp: most multiprocessors to use; 0 takes all. stream: a cudaStream_t.
+  // num_mp: most multiprocessors to use; 0 takes all. stream: its handle.
   Call(const TensorView& x, int64_t num_mp, int64_t stream) {
     launch_.device = x.device().device_id;
-    check(cudaGetDevice(&before_), "current device");
-    if (before_ != launch_.device) check(cudaSetDevice(launch_.device), "current device");
+    launch_.device_type = x.device().device_type;
+    check(MATE_RUNTIME(GetDevice)(&before_), "current device");
+    if (before_ != launch_.device) {
+      check(MATE_RUNTIME(SetDevice)(launch_.device), "current device");
+    }
     const int all = num_sms(launch_.device);
     launch_.num_sms = num_mp > 0 ? static_cast<int>(std::min<int64_t>(num_mp, all)) : all;
-    launch_.stream = reinterpret_cast<cudaStream_t>(stream);
+    launch_.stream = reinterpret_cast<Stream>(stream);
   }
   ~Call() {
-    if (before_ != launch_.device) cudaSetDevice(before_);
+    if (before_ != launch_.device) MATE_RUNTIME(SetDevice)(before_);
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;

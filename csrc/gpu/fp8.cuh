@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "gpu/device_api.h"
 #include "params.h"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-#define MATE_FP8_HARDWARE
-#include <cuda_fp8.h>
+#ifndef MATE_MUSA
+#include "gpu/cuda/fp8.cuh"  // which defines MATE_FP8_HARDWARE
 #endif
 
 namespace mate::gpu {
@@ -20,9 +20,6 @@ struct Fp8 {
   static constexpr int kFraction = kHasInf ? 2 : 3, kBias = kHasInf ? 15 : 7;
   static constexpr uint32_t kLargestCode = kHasInf ? 0x7b : 0x7e;
   static constexpr float kLargest = kHasInf ? 57344.0f : 448.0f;
-#ifdef MATE_FP8_HARDWARE
-  static constexpr auto kFormat = kHasInf ? __NV_E5M2 : __NV_E4M3;
-#endif
 };
 
 template <DType type>
@@ -62,7 +59,7 @@ __device__ inline uint8_t encode_fp8(float value) {
   const uint32_t bits = __float_as_uint(value), magnitude = bits & 0x7fffffff;
   uint32_t code;
 #ifdef MATE_FP8_HARDWARE
-  code = __nv_cvt_float_to_fp8(value, __NV_SATFINITE, Format::kFormat);
+  code = hardware::encode_fp8<type>(value);
 #else
   code = encode_magnitude<type>(fminf(fabsf(value), Format::kLargest));
   if (magnitude > 0x7f800000) code = 0x7f;
@@ -76,8 +73,7 @@ __device__ inline uint8_t encode_fp8(float value) {
 template <DType type>
 __device__ inline float2 decode_fp8_pair(uint16_t codes) {
 #ifdef MATE_FP8_HARDWARE
-  const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(codes, Fp8<type>::kFormat);
-  return __half22float2(__half2(halves));
+  return __half22float2(__half2(hardware::halves_of_fp8_pair<type>(codes)));
 #else
   return make_float2(decode_fp8<type>(codes & 0xff), decode_fp8<type>(codes >> 8));
 #endif
@@ -87,7 +83,7 @@ template <DType type>
 __device__ inline uint16_t encode_fp8_pair(float first, float second) {
 #ifdef MATE_FP8_HARDWARE
   if (!Fp8<type>::kHasInf) {
-    return __nv_cvt_float2_to_fp8x2(make_float2(first, second), __NV_SATFINITE, Fp8<type>::kFormat);
+    return hardware::encode_fp8_pair<type>(first, second);
   }
 #endif
   return static_cast<uint16_t>(encode_fp8<type>(first) | encode_fp8<type>(second) << 8);

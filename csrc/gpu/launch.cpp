@@ -17,9 +17,23 @@ const Properties& properties(int device) {
   std::lock_guard<std::mutex> lock(mutex);
   Properties& p = known.at(device);
   if (p.num_sms == 0) {
-    check(cudaDeviceGetAttribute(&p.major, cudaDevAttrComputeCapabilityMajor, device), "device");
-    check(cudaDeviceGetAttribute(&p.minor, cudaDevAttrComputeCapabilityMinor, device), "device");
-    check(cudaDeviceGetAttribute(&p.num_sms, cudaDevAttrMultiProcessorCount, device), "device");
+    auto attribute = [&](MATE_RUNTIME(DeviceAttr) which) {
+      int value = 0;
+      check(MATE_RUNTIME(DeviceGetAttribute)(&value, which, device), "device");
+      return value;
+    };
+    p.major = attribute(MATE_RUNTIME(DevAttrComputeCapabilityMajor));
+    p.minor = attribute(MATE_RUNTIME(DevAttrComputeCapabilityMinor));
+#ifdef MATE_MUSA
+    const int threads = attribute(MATE_RUNTIME(DevAttrWarpSize));
+    if (p.major * 10 + p.minor < 31 || threads != 32) {
+      throw std::runtime_error(
+          "expected a device of compute capability 3.1 or newer with warps of 32 threads, got " +
+          std::to_string(p.major) + "." + std::to_string(p.minor) + " with warps of " +
+          std::to_string(threads));
+    }
+#endif
+    p.num_sms = attribute(MATE_RUNTIME(DevAttrMultiProcessorCount));
   }
   return p;
 }

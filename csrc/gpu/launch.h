@@ -1,28 +1,35 @@
 // Where a kernel runs, and how the host side of the GPU kernels reports errors.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
+#include "gpu/runtime.h"
+
 namespace mate::gpu {
 
 struct Launch {
-  cudaStream_t stream;
+  Stream stream;
   int device;
-  int num_sms;  // multiprocessors that may be used
+  int num_sms;      // multiprocessors that may be used
+  int device_type;  // as DLPack numbers it, of the caller's tensors
 };
 
-inline void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+inline void check(MATE_RUNTIME(Error_t) status, const char* what) {
+  if (status == MATE_RUNTIME(Success)) return;
+  throw std::runtime_error(std::string(what) + ": " + MATE_RUNTIME(GetErrorString)(status));
 }
 
 // After a launch: configuration errors show at once, those of the device at the next
 // synchronisation.
-inline void check_launch(const char* what) { check(cudaGetLastError(), what); }
+inline void check_launch(const char* what) { check(MATE_RUNTIME(GetLastError)(), what); }
+
+// Sets `bytes` bytes in the order of the stream.
+inline void fill_bytes(void* data, int value, int64_t bytes, const Launch& launch,
+                       const char* what) {
+  check(MATE_RUNTIME(MemsetAsync)(data, value, bytes, launch.stream), what);
+}
 
 // Which family of kernels may serve a call: MATE_PLUGIN_IMPL, or the best that fits.
 enum class Impl { kAuto, kPortable, kSm90a };
@@ -33,6 +40,7 @@ Impl wanted_impl();
 // Whether the device has what the sm_90a kernels need.
 bool is_hopper(int device);
 
+// Throws where the device is older than the kernels serve.
 int num_sms(int device);
 
 }  // namespace mate::gpu

@@ -1,3 +1,4 @@
+#include "gpu/launch_kernel.h"
 #include "gpu/moe.h"
 #include "gpu/slots.cuh"
 #include "gpu/units.cuh"
@@ -154,8 +155,8 @@ void launch_permute(const Permute& p, const Op& op, const Launch& launch) {
                             log_team};
         const int64_t blocks = blocks_of(copies.num_parts, kThreads >> log_team);
         auto* kernel = by_token ? permute_tokens_kernel<T, Op> : permute_rows_kernel<T, Op>;
-        kernel<<<grid_of(blocks, kThreads, launch), kThreads, 0, launch.stream>>>(copies, op);
-        check_launch("moe_permute");
+        launch_kernel("moe_permute", kernel, {grid_of(blocks, kThreads, launch), kThreads}, launch,
+                      copies, op);
       });
 }
 

@@ -1,6 +1,7 @@
 // A stable counting sort of slots by expert: one block for the few slots of a decode step, else
 // one warp to a chunk of slots. Only integers are added, so that the outcome is always the same.
 #include "gpu/block_scan.cuh"
+#include "gpu/launch_kernel.h"
 #include "gpu/moe.h"
 #include "gpu/scratch.h"
 
@@ -102,7 +103,7 @@ __device__ inline void clear_rows(const Layout& p) {
 }
 
 __global__ void __launch_bounds__(kBlockSlots) route_block_kernel(Slots s) {
-  extern __shared__ int32_t shared[];
+  MATE_DYNAMIC_SHARED(int32_t, shared);
   const Layout& p = s.layout;
   const int num_warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
   int32_t* firsts = shared;
@@ -213,19 +214,16 @@ void sort_by_chunks(const Slots& s, const Launch& launch) {
   auto* words = scratch.at<int32_t>();
   const Room room{words, words + tally, words + tally + 1, words + tally + 1 + p.num_experts,
                   chunks};
-  check(cudaMemsetAsync(words, 0, (tally + 1) * sizeof(int32_t), launch.stream), "moe_route");
+  fill_bytes(words, 0, (tally + 1) * sizeof(int32_t), launch, "moe_route");
   auto grid = [&](int64_t blocks) {
-    return grid_of(std::max<int64_t>(blocks, 1), kThreads, launch);
+    return Grid{grid_of(std::max<int64_t>(blocks, 1), kThreads, launch), kThreads};
   };
   constexpr int kWarps = kThreads / kWarp;
-  count_slots_kernel<<<grid(blocks_of(std::max(s.count, p.num_rows), kThreads)), kThreads, 0,
-                       launch.stream>>>(s, room);
-  check_launch("moe_route");
-  scan_chunks_kernel<<<grid(blocks_of(p.num_experts, kWarps)), kThreads, 0, launch.stream>>>(p,
-                                                                                             room);
-  check_launch("moe_route");
-  place_slots_kernel<<<grid(blocks_of(chunks, kWarps)), kThreads, 0, launch.stream>>>(s, room);
-  check_launch("moe_route");
+  launch_kernel("moe_route", count_slots_kernel,
+                grid(blocks_of(std::max(s.count, p.num_rows), kThreads)), launch, s, room);
+  launch_kernel("moe_route", scan_chunks_kernel, grid(blocks_of(p.num_experts, kWarps)), launch, p,
+                room);
+  launch_kernel("moe_route", place_slots_kernel, grid(blocks_of(chunks, kWarps)), launch, s, room);
 }
 
 }  // namespace
@@ -238,8 +236,7 @@ void route(const Choices& choices, const Layout& layout, const Launch& launch) {
   const int64_t shared =
       layout.num_experts * (threads / kWarp + static_cast<int64_t>(sizeof(int32_t)));
   if (count > kBlockSlots || shared > kBlockShared) return sort_by_chunks(slots, launch);
-  route_block_kernel<<<1, static_cast<unsigned>(threads), shared, launch.stream>>>(slots);
-  check_launch("moe_route");
+  launch_kernel("moe_route", route_block_kernel, {1, threads, shared}, launch, slots);
 }
 
 }  // namespace mate::gpu

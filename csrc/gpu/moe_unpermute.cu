@@ -1,4 +1,5 @@
 #include "gpu/columns.cuh"
+#include "gpu/launch_kernel.h"
 #include "gpu/moe.h"
 #include "gpu/scratch.h"
 #include "gpu/slots.cuh"
@@ -99,9 +100,8 @@ void launch_sums(const Sums& sums, const Launch& launch) {
         s.first_token = token;
         s.first_part = part;
         s.num_parts = static_cast<uint32_t>(tokens * num_parts);
-        unpermute_kernel<in, out, n>
-            <<<grid_of(s.num_parts, kSumThreads, launch), kSumThreads, 0, launch.stream>>>(s);
-        check_launch("moe_unpermute");
+        launch_kernel("moe_unpermute", unpermute_kernel<in, out, n>,
+                      {grid_of(s.num_parts, kSumThreads, launch), kSumThreads}, launch, s);
       });
 }
 
@@ -138,11 +138,11 @@ void unpermute(const Unpermute& p, const SlotsOfRows& slots, const Launch& launc
     return launch_unpermute(sums, launch);
   }
   const Scratch row_of(num_slots * sizeof(int32_t), launch);
-  check(cudaMemsetAsync(row_of.at<void>(), 0xff, num_slots * sizeof(int32_t), launch.stream),
-        "moe_unpermute");
-  rows_of_slots_kernel<<<grid_of(blocks_of(slots.num_rows, kTableThreads), kTableThreads, launch),
-                         kTableThreads, 0, launch.stream>>>(slots, num_slots, row_of.at<int32_t>());
-  check_launch("moe_unpermute");
+  fill_bytes(row_of.at<void>(), 0xff, num_slots * sizeof(int32_t), launch, "moe_unpermute");
+  const unsigned blocks_of_rows =
+      grid_of(blocks_of(slots.num_rows, kTableThreads), kTableThreads, launch);
+  launch_kernel("moe_unpermute", rows_of_slots_kernel, {blocks_of_rows, kTableThreads}, launch,
+                slots, num_slots, row_of.at<int32_t>());
   sums.p.row_of = row_of.at<int32_t>();
   launch_unpermute(sums, launch);
 }

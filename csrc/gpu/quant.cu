@@ -1,3 +1,4 @@
+#include "gpu/launch_kernel.h"
 #include "gpu/quant.h"
 #include "gpu/quant_group.cuh"
 
@@ -104,8 +105,7 @@ void launch_silu_and_mul(const SiluAndMul& p, const Launch& launch) {
                             Divider(vectors),
                             static_cast<uint32_t>(rows * vectors)};
     const unsigned grid = grid_of(blocks_of(products.vectors, 2 * kThreads), kThreads, launch);
-    silu_and_mul_kernel<type, n><<<grid, kThreads, 0, launch.stream>>>(products);
-    check_launch("silu_and_mul");
+    launch_kernel("silu_and_mul", silu_and_mul_kernel<type, n>, {grid, kThreads}, launch, products);
   });
 }
 
@@ -132,9 +132,8 @@ void launch_quantise(const Quantise& p, const Launch& launch) {
                                   log_team,
                                   static_cast<uint32_t>(threads >> log_team)};
         const int64_t blocks = blocks_of(groups.num_groups, groups.teams_per_block);
-        quantise_kernel<type, code, gated, n, kHeld>
-            <<<grid_of(blocks, threads, launch), threads, 0, launch.stream>>>(groups);
-        check_launch("quantise");
+        launch_kernel("quantise", quantise_kernel<type, code, gated, n, kHeld>,
+                      {grid_of(blocks, threads, launch), threads}, launch, groups);
       });
 }
 

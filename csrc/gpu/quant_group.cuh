@@ -28,7 +28,7 @@ template <DType code>
 __device__ inline float group_scale(uint32_t most, float least, bool power_of_two) {
   float amax = __uint_as_float(most);
   if (amax < least) amax = least;
-  const float scale = __fdiv_rn(amax, Fp8<code>::kLargest);
+  const float scale = amax / Fp8<code>::kLargest;
   const uint32_t bits = __float_as_uint(scale);
   if (!power_of_two || bits >= 0x7f800000) return scale;
   return __uint_as_float((bits + 0x007fffff) & 0xff800000);
@@ -44,7 +44,7 @@ class ByScale {
     // Of an infinite scale finite values become zeros and infinities NaN.
     const bool infinite = scale == __uint_as_float(0x7f800000);
     scale_ = infinite ? 0.0f : scale;
-    inverse_ = infinite ? 0.0f : __frcp_rn(scale);
+    inverse_ = infinite ? 0.0f : 1.0f / scale;
   }
   __device__ float operator()(float x) const {
     const float q = x * inverse_;

@@ -3,6 +3,7 @@
 // Where the sample misleads, the radix selection reads the whole row.
 #include <cmath>
 
+#include "gpu/launch_kernel.h"
 #include "gpu/scratch.h"
 #include "gpu/topk.h"
 #include "gpu/topk_select.cuh"
@@ -62,6 +63,10 @@ __host__ __device__ inline uint32_t rank_in_sample(int64_t n, int64_t k) {
   return 2 * rank > kSample ? 0 : rank;
 }
 
+__device__ inline uint32_t high_product(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+}
+
 // The cut that lets the candidates of a row through: of each of equal stretches, some neighbours at
 // random, since even steps would follow any period.
 __device__ Cut sample_cut(const TopKRows& p, const Row& row, uint32_t rank, SelectRoom& room) {
@@ -69,7 +74,7 @@ __device__ Cut sample_cut(const TopKRows& p, const Row& row, uint32_t rank, Sele
   constexpr uint32_t kGroups = kSample / kTogether;
   const Run run = row.run(p);
   const uint32_t stretch = row.count / kGroups, group = threadIdx.x / kTeam;
-  const uint32_t random = __umulhi((group + 1) * 2654435761u, stretch - kTogether);
+  const uint32_t random = high_product((group + 1) * 2654435761u, stretch - kTogether);
   // Down to a multiple of what is loaded together, but not below the first value.
   const uint32_t position = max((run.head + group * stretch + random) / kTogether * kTogether,
                                 (run.head + kEach - 1) / kEach * kEach) +
@@ -253,10 +258,9 @@ void top_k_in_segments(const TopKRows& p, int per_row, const Launch& launch) {
   const Scratch scratch(of_segments + units * sizeof(uint32_t), launch);
   s.found.words = scratch.at<uint32_t>();
   s.counts = scratch.at<uint32_t>(of_segments);
-  collect_kernel<<<grid_of(units, kThreads, launch), kThreads, 0, launch.stream>>>(p, s);
-  check_launch("top_k");
-  finish_kernel<<<grid_of(p.num_rows, kThreads, launch), kThreads, 0, launch.stream>>>(p, s);
-  check_launch("top_k");
+  launch_kernel("top_k", collect_kernel, {grid_of(units, kThreads, launch), kThreads}, launch, p, s);
+  launch_kernel("top_k", finish_kernel, {grid_of(p.num_rows, kThreads, launch), kThreads}, launch, p,
+                s);
 }
 
 void top_k_of_short_rows(const TopKRows& p, int64_t positions, const Launch& launch) {
@@ -264,8 +268,7 @@ void top_k_of_short_rows(const TopKRows& p, int64_t positions, const Launch& lau
   int threads = kThreads;
   while (threads > 64 && positions <= threads / 2 * kBatch) threads /= 2;
   const int64_t blocks = std::min<int64_t>(p.num_rows, INT32_MAX);
-  short_rows_kernel<<<grid_of(blocks, threads, launch), threads, 0, launch.stream>>>(p);
-  check_launch("top_k");
+  launch_kernel("top_k", short_rows_kernel, {grid_of(blocks, threads, launch), threads}, launch, p);
 }
 
 }  // namespace
@@ -290,8 +293,7 @@ void top_k(const TopKRows& p, const Launch& launch) {
   }
   const Scratch scratch(grid * (sampled ? found.bytes_each() : 0), launch);
   found.words = scratch.at<uint32_t>();
-  long_rows_kernel<<<grid, kThreads, 0, launch.stream>>>(p, found);
-  check_launch("top_k");
+  launch_kernel("top_k", long_rows_kernel, {grid, kThreads}, launch, p, found);
 }
 
 }  // namespace mate::gpu

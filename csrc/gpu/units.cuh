@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "gpu/device_api.h"
 #include "gpu/launch.h"
 
 namespace mate::gpu {
 
 constexpr unsigned kAllLanes = 0xffffffff;
-constexpr int kWarp = 32;
 
 // Blocks to launch for so many blocks of work (below 2^31); kernels step through what is beyond.
 // Where a call may not use the whole device, as many as the multiprocessors it may use can hold.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import device_contract
 import gpu_contract
 import pytest
 import torch
@@ -20,8 +21,4 @@ def _default_device() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cases of ops without CUDA kernels are skipped by name."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if HERE in item.path.parents and params.get("call") in gpu_contract.NO_KERNELS:
-            item.add_marker(pytest.mark.skip(reason=f"no CUDA kernels: {params['call']}"))
+    device_contract.skip_without_kernels(items, HERE, gpu_contract.DEVICE)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from api_calls import CALLS, Arguments, is_written, tensors
+from device_contract import NO_KERNELS
 from gemm_cases import bits
-from gpu_contract import NO_KERNELS
 
 each_call = pytest.mark.parametrize("call", [name for name in CALLS if name not in NO_KERNELS])
 

@@ -26,7 +26,7 @@ RowMode ragged_mode(int64_t gemm_mode) {
 // B as rows; packed weights have another rank.
 Operand rows_of_b(const TensorView& b, int64_t tag, int rank) {
   if (b.ndim() != rank) {
-    TVM_FFI_THROW(ValueError) << "packed weights: there are no CUDA kernels for them";
+    TVM_FFI_THROW(ValueError) << "packed weights: there are no GPU kernels for them";
   }
   return operand(b, tag);
 }

@@ -31,27 +31,22 @@ __device__ inline float load_any(DType type, const void* base, int64_t i) {
 template <typename T>
 __device__ inline T narrowed(float v) {
   if constexpr (std::is_same_v<T, __half>) return __float2half_rn(v);
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16_rn(v);
+  if constexpr (std::is_same_v<T, Bf16>) return __float2bfloat16_rn(v);
   if constexpr (std::is_same_v<T, float>) return v;
 }
 
 // Two halves of the two codes in the low 16 bits.
 template <DType type>
 __device__ inline uint32_t half_pair(uint32_t codes) {
-  const uint32_t wide = __byte_perm(codes, 0, 0x1404);  // each code is the high byte of a half
+  const uint32_t wide = byte_perm(codes, 0, 0x1404);  // each code is the high byte of a half
   if constexpr (type == DType::kE5M2) return wide;
 #ifdef MATE_FP8_HARDWARE
-  const __half2_raw pair =
-      __nv_cvt_fp8x2_to_halfraw2(static_cast<uint16_t>(codes), Fp8<DType::kE4M3>::kFormat);
+  const auto pair = hardware::halves_of_fp8_pair<DType::kE4M3>(static_cast<uint16_t>(codes));
   return pair.x | static_cast<uint32_t>(pair.y) << 16;
 #else
   // Moved into place of a half's exponent and fraction, a code lacks 2^(15 - 7).
   const uint32_t magnitude = (wide & 0x7f007f00) >> 1;
-  const __half lacks = __float2half_rn(256.0f);
-  uint32_t low = __half_as_ushort(
-      __hmul(__ushort_as_half(static_cast<unsigned short>(magnitude & 0xffff)), lacks));
-  uint32_t high = __half_as_ushort(
-      __hmul(__ushort_as_half(static_cast<unsigned short>(magnitude >> 16)), lacks));
+  uint32_t low = times_256(magnitude & 0xffff), high = times_256(magnitude >> 16);
   if ((codes & 0x7f) == 0x7f) low = 0x7fff;
   if ((codes & 0x7f00) == 0x7f00) high = 0x7fff;
   return (wide & 0x80008000) | low | high << 16;
@@ -84,7 +79,7 @@ __device__ inline void convert_words(const uint32_t* raw, uint32_t (&out)[4]) {
           out[i * kEach + j] = __float_as_uint(v[j]);
         } else if (j % 2 == 0) {
           out[(i * kEach + j) / 2] =
-              __byte_perm(__float_as_uint(v[j]), __float_as_uint(v[j + 1]), 0x7632);
+              byte_perm(__float_as_uint(v[j]), __float_as_uint(v[j + 1]), 0x7632);
         }
       }
     }
@@ -97,7 +92,7 @@ __device__ inline void with_held_type(DType type, const F& f) {
   if (type == DType::kE4M3) return f(std::integral_constant<DType, DType::kE4M3>());
   if (type == DType::kE5M2) return f(std::integral_constant<DType, DType::kE5M2>());
   if constexpr (std::is_same_v<T, __half>) f(std::integral_constant<DType, DType::kF16>());
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) f(std::integral_constant<DType, DType::kBF16>());
+  if constexpr (std::is_same_v<T, Bf16>) f(std::integral_constant<DType, DType::kBF16>());
   if constexpr (std::is_same_v<T, float>) {
     if (type == DType::kBF16) return f(std::integral_constant<DType, DType::kBF16>());
     if (type == DType::kF16) return f(std::integral_constant<DType, DType::kF16>());

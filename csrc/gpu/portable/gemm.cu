@@ -1,11 +1,10 @@
 // Grouped products out[r, n] = sum_k A[r, k] B[n, k] for every form of operands and scales. Blocks
 // take tiles of the output one after the other; which group a tile belongs to they find in the
 // plan.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
 #include "gpu/gemm.h"
+#include "gpu/launch_kernel.h"
 #include "gpu/portable/epilogue.cuh"
 #include "gpu/portable/plan.h"
 #include "gpu/portable/products.cuh"
@@ -208,18 +207,23 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 }
 
 template <typename T>
-bool fits(const Gemm& p) {
-  return holds<T>(p.a.type) && holds<T>(p.b.type);
-}
-
-template <typename T>
 void launch_with(const Gemm& p, const Plan& plan, const Launch& launch) {
   // Fewer multiprocessors than there are: a block on each, which the scheduler spreads out.
   const bool all = launch.num_sms == num_sms(launch.device);
   const int64_t blocks = static_cast<int64_t>(launch.num_sms) * (all ? kBlocksPerSm : 1);
   const int64_t grid = std::min(blocks, plan.most_tiles * ceil_div(p.n, kTileN));
-  multiply_grouped<T><<<static_cast<unsigned>(grid), kThreads, 0, launch.stream>>>(p, plan);
-  check_launch("portable_gemm");
+  launch_kernel("portable_gemm", multiply_grouped<T>, {grid, kThreads}, launch, p, plan);
+}
+
+// False where products are not made in T.
+template <typename T>
+bool serve(const Gemm& p, const Plan& plan, const Launch& launch) {
+  if constexpr (kHasMatrixUnits || std::is_same_v<T, float>) {
+    if (!holds<T>(p.a.type) || !holds<T>(p.b.type)) return false;
+    launch_with<T>(p, plan, launch);
+    return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -228,13 +232,9 @@ void launch_with(const Gemm& p, const Plan& plan, const Launch& launch) {
 void portable_gemm(const Gemm& p, const Launch& launch) {
   if (p.rows.num_groups == 0 || p.rows.rows == 0 || p.n == 0) return;
   const portable::PlanMemory memory(p, portable::kTileM, launch);
-  if (portable::fits<__half>(p)) {
-    portable::launch_with<__half>(p, memory.plan(), launch);
-  } else if (portable::fits<__nv_bfloat16>(p)) {
-    portable::launch_with<__nv_bfloat16>(p, memory.plan(), launch);
-  } else {
-    portable::launch_with<float>(p, memory.plan(), launch);
-  }
+  const portable::Plan& plan = memory.plan();
+  if (portable::serve<__half>(p, plan, launch) || portable::serve<Bf16>(p, plan, launch)) return;
+  portable::serve<float>(p, plan, launch);
 }
 
 }  // namespace mate::gpu

@@ -1,12 +1,11 @@
 // Scores and selection in one, for a ragged batch and through a buffer of limited size. The host
 // does not know how long rows are: it cuts the work as if all of them filled the block table.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <atomic>
 #include <limits>
 
 #include "gpu/indexer.h"
+#include "gpu/launch_kernel.h"
 #include "gpu/portable/running.cuh"
 #include "gpu/scratch.h"
 #include "gpu/topk.h"
@@ -149,12 +148,10 @@ class Selection {
   }
 
   void run() const {
-    find_requests<<<1, kThreads, 0, launch_.stream>>>(p_.query_start_loc, p_.start_stride,
-                                                      p_.requests, rows_, first_);
-    check_launch("find_requests");
-    find_seen<<<blocks(ceil_div(rows_, kThreads)), kThreads, 0, launch_.stream>>>(
-        first_, p_.requests, p_.context_lens, p_.lens_stride, rows_, most_, seen_);
-    check_launch("find_seen");
+    launch_kernel("find_requests", find_requests, {1, kThreads}, launch_, p_.query_start_loc,
+                  p_.start_stride, p_.requests, rows_, first_);
+    launch_kernel("find_seen", find_seen, grid_for(rows_), launch_, first_, p_.requests,
+                  p_.context_lens, p_.lens_stride, rows_, most_, seen_);
     if (most_ <= p_.k) {
       take_all();
     } else if (most_ <= room_) {
@@ -165,9 +162,11 @@ class Selection {
   }
 
  private:
-  unsigned blocks(int64_t wanted) const {
-    return static_cast<unsigned>(std::min<int64_t>(wanted, 4L * launch_.num_sms));
+  Grid grid_of_blocks(int64_t wanted) const {
+    return {std::min<int64_t>(wanted, 4L * launch_.num_sms), kThreads};
   }
+  // A thread to a row.
+  Grid grid_for(int64_t rows) const { return grid_of_blocks(ceil_div(rows, kThreads)); }
 
   // The values are not looked at.
   void take_all() const {
@@ -198,18 +197,15 @@ class Selection {
         const Window w = window(r, std::min(each, rows_ - r), t, std::min(run, most_ - t));
         score(w, r, logits.data() + w.carried, width);
         select(candidates_, w.rows, logits.data(), width, width, picked.at<int32_t>(), p_.k);
-        carry<<<blocks(w.rows), kThreads, 0, launch_.stream>>>(
-            w, picked.at<int32_t>(), logits.data(), width, out, p_.out_stride);
-        check_launch("carry");
+        launch_kernel("carry", carry, grid_of_blocks(w.rows), launch_, w, picked.at<int32_t>(),
+                      logits.data(), width, out, p_.out_stride);
       }
     }
   }
 
   Window window(int64_t row, int64_t rows, int64_t token, int64_t tokens) const {
     const Window w{rows, token, tokens, std::min(p_.k, token), p_.k, seen_.tokens + row};
-    find_lengths<<<blocks(ceil_div(rows, kThreads)), kThreads, 0, launch_.stream>>>(w, to_score_,
-                                                                                    candidates_);
-    check_launch("find_lengths");
+    launch_kernel("find_lengths", find_lengths, grid_for(rows), launch_, w, to_score_, candidates_);
     return w;
   }
 

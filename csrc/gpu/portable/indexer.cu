@@ -1,12 +1,11 @@
 // Scores of the lightning indexer. A block takes a run of columns of one row at a time: the row's
 // queries stay in shared memory as halves, which hold FP8 exactly, while tiles of keys pass by.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
 #include "gpu/indexer.h"
+#include "gpu/launch_kernel.h"
 #include "gpu/portable/indexer_forms.cuh"
-#include "gpu/portable/places.cuh"
+#include "gpu/portable/tile_sums.cuh"
 #include "gpu/units.cuh"
 
 namespace mate::gpu {
@@ -147,7 +146,7 @@ class Worker {
     for (int64_t head = 0; head < form_.p.heads; head += kHeads) {
       Sums sums[kHeadTiles];
 #pragma unroll
-      for (int h = 0; h < kHeadTiles; ++h) wmma::fill_fragment(sums[h], 0.0f);
+      for (int h = 0; h < kHeadTiles; ++h) sums[h].clear();
       for (int64_t d = 0; d < form_.p.depth; d += kDepth) {
         if (tile == 0 || !one_q) load_queries(head, d);
         if (d > 0 || head == 0 || form_.p.depth > kDepth) load_keys(tile, d);
@@ -205,13 +204,13 @@ class Worker {
 #pragma unroll 2
     for (int k = 0; k < depth; k += kSide) {
       RowsOfA<__half> tokens;
-      wmma::load_matrix_sync(tokens, keys + k, kLd);
+      tokens.load(keys + k, kLd);
 #pragma unroll
       for (int h = 0; h < kHeadTiles; ++h) {
         if (h * kSide >= heads) break;
         RowsOfB<__half> queries;
-        wmma::load_matrix_sync(queries, s_.q + h * kSide * kLd + k, kLd);
-        wmma::mma_sync(sums[h], tokens, queries, sums[h]);
+        queries.load(s_.q + h * kSide * kLd + k, kLd);
+        sums[h].add(tokens, queries);
       }
     }
   }
@@ -239,7 +238,7 @@ class Worker {
     Sums all;
 #pragma unroll
     for (int i = 0; i < kNumbers; ++i) all.x[i] = weighted[i];
-    wmma::store_matrix_sync(sums, all, kSumLd, wmma::mem_row_major);
+    all.store(sums, kSumLd);
     __syncwarp();
     // Two lanes to a token.
     const int token = lane / 2;
@@ -275,8 +274,7 @@ void launch_scores(const Form& form, const Launch& launch) {
   int run = kMostRun;
   while (run > kTokens && rows * ceil_div(columns, run) < 2 * blocks) run /= 2;
   const int64_t grid = std::min(blocks, rows * ceil_div(columns, run));
-  score_rows<<<static_cast<unsigned>(grid), kThreads, 0, launch.stream>>>(form, run);
-  check_launch("indexer scores");
+  launch_kernel("indexer scores", score_rows<Form>, {grid, kThreads}, launch, form, run);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The split of a paged batch over processors.
-#include <cuda_runtime.h>
-
 #include "gpu/indexer.h"
+#include "gpu/launch_kernel.h"
 #include "gpu/portable/running.cuh"
 
 namespace mate::gpu {
@@ -62,8 +61,7 @@ __global__ void __launch_bounds__(kThreads) split(PagedSchedule p) {
 }  // namespace
 
 void split_segments(const PagedSchedule& p, const Launch& launch) {
-  split<<<1, kThreads, 0, launch.stream>>>(p);
-  check_launch("paged_mqa_metadata");
+  launch_kernel("paged_mqa_metadata", split, {1, kThreads}, launch, p);
 }
 
 }  // namespace mate::gpu

@@ -1,7 +1,6 @@
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "gpu/launch_kernel.h"
 #include "gpu/portable/plan.h"
 #include "gpu/portable/running.cuh"
 
@@ -138,19 +137,17 @@ PlanMemory::PlanMemory(const Gemm& p, int64_t tile_rows, const Launch& launch) :
   const int64_t blocks = std::min<int64_t>(ceil_div(rows.rows, kThreads), 4L * launch.num_sms);
   if (sorts) {
     plan_.sorted_rows = sorted;
-    check(cudaMemsetAsync(counts, 0, counts_bytes, launch.stream), "counts of groups");
-    count_rows<<<blocks, kThreads, 0, launch.stream>>>(rows, counts);
-    check_launch("count_rows");
+    fill_bytes(counts, 0, counts_bytes, launch, "counts of groups");
+    launch_kernel("count_rows", count_rows, {blocks, kThreads}, launch, rows, counts);
     counted.mode = RowMode::kPerExpert;
     counted.info = counts;
     counted.info_stride = 1;
   }
-  plan_groups<<<1, kThreads, 0, launch.stream>>>(counted, p.k, p.scale_blocks, tile_rows,
-                                                 tile_first, groups);
-  check_launch("plan_groups");
+  launch_kernel("plan_groups", plan_groups, {1, kThreads}, launch, counted, p.k, p.scale_blocks,
+                tile_rows, tile_first, groups);
   if (sorts) {
-    sort_rows<<<blocks, kThreads, 0, launch.stream>>>(rows, groups, counts + count, sorted);
-    check_launch("sort_rows");
+    launch_kernel("sort_rows", sort_rows, {blocks, kThreads}, launch, rows, groups, counts + count,
+                  sorted);
   }
 }
 

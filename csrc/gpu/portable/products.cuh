@@ -3,7 +3,8 @@
 // their rows one after the other, kLd elements apart, with kDepth of k.
 #pragma once
 
-#include "gpu/portable/places.cuh"
+#include "gpu/portable/tile_sums.cuh"
+#include "gpu/units.cuh"
 
 namespace mate::gpu::portable {
 
@@ -29,7 +30,7 @@ class Products {
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        wmma::fill_fragment(acc_[m][n], 0.0f);
+        acc_[m][n].clear();
 #pragma unroll
         for (int i = 0; i < kNumbers; ++i) total_[m][n][i] = 0.0f;
       }
@@ -44,16 +45,16 @@ class Products {
       RowsOfB<T> columns[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        wmma::load_matrix_sync(columns[n], b + (col() + n * kSide) * kLd + k, kLd);
+        columns[n].load(b + (col() + n * kSide) * kLd + k, kLd);
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         if (row() + m * kSide >= rows) continue;
         RowsOfA<T> rows_of_a;
-        wmma::load_matrix_sync(rows_of_a, a + (row() + m * kSide) * kLd + k, kLd);
+        rows_of_a.load(a + (row() + m * kSide) * kLd + k, kLd);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          wmma::mma_sync(acc_[m][n], rows_of_a, columns[n], acc_[m][n]);
+          acc_[m][n].add(rows_of_a, columns[n]);
         }
       }
     }
@@ -87,8 +88,7 @@ class Products {
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int i = 0; i < kNumbers; ++i) acc_[m][n].x[i] = total_[m][n][i];
-        wmma::store_matrix_sync(tile + (row() + m * kSide) * ld + col() + n * kSide, acc_[m][n], ld,
-                                wmma::mem_row_major);
+        acc_[m][n].store(tile + (row() + m * kSide) * ld + col() + n * kSide, ld);
       }
     }
   }

@@ -1,27 +1,44 @@
-// Which elements of a tile the numbers of an accumulator are. That is not specified for the tiles
-// of tensor cores: it is read off one that holds the number of each of its elements.
+// Sums of products of 16 x 16 tiles by a warp, on tensor cores.
 #pragma once
 
 #include <mma.h>
 
 #include <cstdint>
 
-#include "gpu/units.cuh"
+#include "gpu/device_api.h"
 
 namespace mate::gpu::portable {
 
 namespace wmma = nvcuda::wmma;
 
+constexpr bool kHasMatrixUnits = true;
 constexpr int kSide = 16;  // of a tile
 
-using Sums = wmma::fragment<wmma::accumulator, kSide, kSide, kSide, float>;
-constexpr int kNumbers = Sums::num_elements;  // of a lane
-
+// Rows of A, or of B, and kSide of k from `from` on; rows are ld apart.
 template <typename T>
-using RowsOfA = wmma::fragment<wmma::matrix_a, kSide, kSide, kSide, T, wmma::row_major>;
+struct RowsOfA : wmma::fragment<wmma::matrix_a, kSide, kSide, kSide, T, wmma::row_major> {
+  __device__ void load(const T* from, int ld) { wmma::load_matrix_sync(*this, from, ld); }
+};
 template <typename T>
-using RowsOfB = wmma::fragment<wmma::matrix_b, kSide, kSide, kSide, T, wmma::col_major>;
+struct RowsOfB : wmma::fragment<wmma::matrix_b, kSide, kSide, kSide, T, wmma::col_major> {
+  __device__ void load(const T* from, int ld) { wmma::load_matrix_sync(*this, from, ld); }
+};
 
+// Each lane has kNumbers of the sums, in x.
+struct Sums : wmma::fragment<wmma::accumulator, kSide, kSide, kSide, float> {
+  __device__ void clear() { wmma::fill_fragment(*this, 0.0f); }
+  template <typename T>
+  __device__ void add(const RowsOfA<T>& a, const RowsOfB<T>& b) {
+    wmma::mma_sync(*this, a, b, *this);
+  }
+  __device__ void store(float* tile, int ld) const {
+    wmma::store_matrix_sync(tile, *this, ld, wmma::mem_row_major);
+  }
+};
+constexpr int kNumbers = Sums::num_elements;
+
+// Which elements of a tile the numbers of a lane are. That is not specified for tensor cores: it is
+// read off a tile that holds the number of each of its elements.
 // In shared memory, the same for all warps; kept out of registers, as what is worked out from it
 // would be too.
 struct Places {

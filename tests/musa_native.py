@@ -1,0 +1,114 @@
+"""The MUSA sources of ``csrc/gpu`` as a library, built by compilers that are not Moore Threads'.
+
+``build_on_host`` makes g++ compile them against ``simt/``, where threads of a kernel run on the
+host and device memory is the host's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+CSRC = TESTS.parent / "csrc"
+SIMT = TESTS / "simt"
+JOBS = 2
+
+
+def sources() -> list[Path]:
+    """What libmate_musa.so is made of, beside what stands for the runtime."""
+    gpu = CSRC / "gpu"
+    elsewhere = (gpu / "sm90a", gpu / "cuda")
+    found = [p for end in ("*.cu", "*.cpp") for p in gpu.rglob(end) if p.parent not in elsewhere]
+    return [CSRC / "api" / "count.cpp", *sorted(found)]
+
+
+def state(*parts: str, folders: Iterable[Path] = ()) -> str:
+    """A hash of commands and of all that csrc and other folders hold."""
+    whole = hashlib.sha256("\0".join(parts).encode())
+    for folder in (CSRC / "api", CSRC / "gpu", *folders):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            whole.update(str(path).encode() + path.read_bytes())
+    for path in sorted(CSRC.glob("*.h")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+def compile_all(
+    files: Sequence[Path], folder: Path, command: Callable[[Path], Sequence[str]]
+) -> list[str]:
+    """The objects of ``command`` for each file, a few compiled at a time; the largest first."""
+    objects = {p: str(folder / f"{p.parent.name}-{p.name}.o") for p in files}
+    with ThreadPoolExecutor(JOBS) as pool:
+        ordered = sorted(files, key=lambda p: -p.stat().st_size)
+        list(pool.map(lambda p: run([*command(p), "-c", str(p), "-o", objects[p]]), ordered))
+    return list(objects.values())
+
+
+def made_once(library: Path, make: Callable[[Path, Path], None]) -> Path:
+    """``library``, which ``make(folder for objects, path)`` writes where it is not there."""
+    if not library.exists():
+        folder = library.with_suffix(f".{os.getpid()}")
+        folder.mkdir(parents=True)
+        make(folder, folder / library.name)
+        (folder / library.name).replace(library)
+        shutil.rmtree(folder)
+    return library
+
+
+def tvm_ffi_options() -> tuple[list[str], list[str]]:
+    """Options that find tvm-ffi for a compiler and for a linker."""
+    import tvm_ffi.libinfo as info
+
+    found = str(Path(info.find_libtvm_ffi()).parent)
+    include = [f"-I{path}" for path in (info.find_include_path(), info.find_dlpack_include_path())]
+    return include, [f"-L{found}", "-ltvm_ffi", f"-Wl,-rpath,{found}"]
+
+
+def _instructions() -> str:
+    """What -march=native stands for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def build_on_host(folder: Path, *, sanitize: bool = False) -> Path:
+    """libmate_musa.so for the host in a folder below ``folder``; skips without a compiler.
+
+    With ``sanitize`` under AddressSanitizer, which has to be loaded before Python is.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler for the kernels on the host")
+    include, link = tvm_ffi_options()
+    options = ["-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-march=native", "-O2"]
+    # Products are rounded where the sources say so; jumps from stack to stack are meant.
+    options += ["-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DMATE_MUSA"]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    if sanitize:
+        options += ["-fsanitize=address", "-g1", "-fno-omit-frame-pointer"]
+        link = [*link, "-fsanitize=address"]
+    options += [f"-I{path}" for path in (SIMT, CSRC)] + include
+
+    def make(objects: Path, library: Path) -> None:
+        files = [*sources(), SIMT / "simt.cpp"]
+        linked = compile_all(files, objects, lambda _: [compiler, *options])
+        run([compiler, "-shared", *linked, *link, "-o", str(library)])
+
+    name = state(compiler, *options, _instructions(), folders=[SIMT])
+    return made_once(folder / f"host-{name}" / "libmate_musa.so", make)
