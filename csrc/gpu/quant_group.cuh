@@ -48,7 +48,7 @@ class ByScale {
   }
   __device__ float operator()(float x) const {
     const float q = x * inverse_;
-    return fmaf(-fmaf(q, scale_, -x), inverse_, q);
+    return fmaf(fmaf(q, scale_, -x), -inverse_, q);
   }
 
  private:

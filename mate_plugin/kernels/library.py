@@ -172,7 +172,17 @@ def _load(device_type: str) -> Any:
     library = tvm_ffi.load_module(str(find(LIBRARIES[device_type])))
     if device_type == "cpu":
         library.isa()
+    if device_type == "musa":
+        library.use_allocator(_lend)
     return library
+
+
+def _lend(size: int, index: int) -> Any:
+    """Memory for the length of a call on musa, from torch, whose allocator knows of captures."""
+    import tvm_ffi
+
+    memory = torch.empty(size, dtype=torch.uint8, device=torch.device("musa", index))
+    return tvm_ffi.from_dlpack(memory)
 
 
 def modules() -> list[Any]:
