@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#ifdef __MUSACC__
+#include <musa_runtime.h>  // names the attributes
+#endif
 
 // Before functions that kernels on a GPU call too.
 #if defined(__CUDACC__) || defined(__MUSACC__)

@@ -36,6 +36,10 @@ def _is_in_bad_fork() -> bool:
     return False
 
 
+def is_initialized() -> bool:
+    return True
+
+
 def manual_seed_all(_seed: int) -> None:
     pass
 
