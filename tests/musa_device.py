@@ -37,10 +37,12 @@ def build(folder: Path) -> Path:
     return library
 
 
-def environment(device: Path) -> dict[str, str]:
-    """Variables of a process that shall find the device ``build`` made."""
+def environment(device: Path, library: Path | None = None) -> dict[str, str]:
+    """Variables of a process that shall find the device ``build`` made, and kernels for it."""
+    kernels = {"FAKE_MUSA_LIBRARY": str(library)} if library else {}
     return {
         "FAKE_MUSA_DEVICE": str(device),
+        **kernels,
         "OMP_NUM_THREADS": "1",
         # Triton and torch.compile know no such device: run the Python of both.
         "TRITON_INTERPRET": "1",

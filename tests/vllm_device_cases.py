@@ -99,7 +99,7 @@ def graph_and_shared_experts() -> None:
         layer = moe_layer(weights, DEVICE, shared=shared)
         hidden, logits = (x.to(DEVICE) for x in inputs(33))
         called(layer, hidden, logits)
-        graph, out = captured(lambda: called(layer, hidden, logits))
+        graph, out = captured(DEVICE, lambda: called(layer, hidden, logits))
         for seed in range(3):
             now = inputs(33, seed)
             for x, value in zip((hidden, logits), now, strict=True):
@@ -165,7 +165,7 @@ def block_linear(size: tuple[int, int], powers: bool) -> None:
 
     found = run(given)
     close(found, round_groups(x) @ dequantise(stored, scale.float()).T)
-    graph, out = captured(lambda: run(given))
+    graph, out = captured(DEVICE, lambda: run(given))
     graph.replay()
     assert torch.equal(out, found)
     assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(given), found)

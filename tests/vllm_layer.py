@@ -97,9 +97,10 @@ def called(layer: Any, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tens
     return out
 
 
-def captured(run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """A CUDA graph of ``run``, and where its replays write."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def captured(device: str, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
+    """A graph of ``run``, and where its replays write."""
+    module = getattr(torch, device)
+    graph = getattr(module, f"{device.upper()}Graph")()
+    with module.graph(graph):
         out = run()
     return graph, out

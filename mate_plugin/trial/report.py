@@ -66,11 +66,10 @@ class Examination:
         yield from doctor.base()
         found = [f"{name} {known}" for name in PACKAGES if (known := version(name))]
         yield Finding("packages", "ok", ", ".join(found))
-        compiler = self._compiler()
+        device, compiler = self._device(), self._compiler()
+        yield device
         yield compiler
         yield from self._library(compiler.state == "ok")
-        device = self._device()
-        yield device
         if device.state == "wrong":
             return
         for impl in IMPLS[self.device]:

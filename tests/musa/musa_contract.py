@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from functools import cache
@@ -13,11 +13,9 @@ import device_contract
 import musa_device
 import musa_native
 
-from mate_plugin.kernels import library
-
 DEVICE = "musa"
 # Where libraries are built and kept.
-folder: Path
+folder = Path()
 
 
 @cache
@@ -26,22 +24,11 @@ def require_device() -> Path:
 
     Skips the module that calls it where there is no compiler.
     """
-    os.environ.update(musa_device.environment(musa_device.build(folder)))
     native = musa_native.build_on_host(folder)
-    spec = importlib.util.spec_from_file_location(
-        "torch_musa", musa_device.PACKAGES / "torch_musa.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["torch_musa"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    _find_here(native)
+    os.environ.update(musa_device.environment(musa_device.build(folder), native))
+    sys.path.insert(0, str(musa_device.PACKAGES))
+    importlib.import_module("torch_musa")
     return native
-
-
-def _find_here(native: Path) -> None:
-    elsewhere = library.find
-    library.find = lambda name: native if name == native.name else elsewhere(name)
 
 
 def contract(modules: device_contract.Modules) -> dict[str, Any]:

@@ -76,3 +76,5 @@ torch.nn.SwishGLU = SwishGLU
 torch._register_device_module("musa", sys.modules[__name__])
 torch.utils.generate_methods_for_privateuse1_backend()
 torch.version.musa = "simulated"
+if "FAKE_MUSA_LIBRARY" in os.environ:
+    import fake_musa_library  # noqa: F401
