@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -132,13 +133,19 @@ class Examination:
         return Finding("device", "ok", text)
 
     def _trial(self, impl: str) -> Iterator[Finding]:
-        good = []
+        good, refused = [], Counter[str]()
         try:
             for result in trial(self.device, impl):
                 self.results.append(result)
+                if result.refused:
+                    # It says the op first, and then mostly the same.
+                    refused[result.refused.partition(": ")[2]] += 1
+                    continue
                 yield _told(result)
                 if result.impl == impl and not result.problem:
                     good.append(result.case)
+            for reason, count in refused.items():
+                yield Finding(impl, "note", f"{count} cases {reason}")
             if not (self.timed and good):
                 return
             for result in trial(self.device, impl, good, timed=True):
@@ -149,14 +156,13 @@ class Examination:
 
 
 def _told(result: Result) -> Finding:
-    topic = f"{result.wanted} {result.case}"
-    if result.refused:
-        return Finding(topic, "note", result.refused)
+    topic, text = result.wanted, f"{result.case}: "
     if result.problem:
-        first, *_ = result.problem.splitlines()
-        return Finding(topic, "wrong", first, "send the report")
+        text += result.problem.splitlines()[0]
+        return Finding(topic, "wrong", text, "send the report, which holds the rest")
     if result.seconds is not None:
-        return Finding(topic, "ok", f"{result.seconds * 1e6:.0f} us at the size of a served model")
+        return Finding(topic, "ok", f"{text}{result.seconds * 1e6:.0f} us at a served model's size")
+    text += f"error {result.error:.1e} against the CPU"
     if result.impl != result.wanted:
-        return Finding(topic, "note", f"served by {result.impl}, error {result.error:.1e}")
-    return Finding(topic, "ok", f"error {result.error:.1e} against the CPU")
+        return Finding(topic, "note", f"{text}, but served by {result.impl}")
+    return Finding(topic, "ok", text)
