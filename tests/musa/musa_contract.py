@@ -47,4 +47,4 @@ def _find_here(native: Path) -> None:
 def contract(modules: device_contract.Modules) -> dict[str, Any]:
     """See :func:`device_contract.contract`."""
     require_device()
-    return device_contract.contract(DEVICE, modules)
+    return device_contract.contract(DEVICE, modules, examples=8)
