@@ -1,10 +1,5 @@
-# libmate_cuda.so, where there is a compiler for it. Whether and why not is printed, and kept beside
-# the libraries for people who ask the installed package.
-set(MATE_PLUGIN_CUDA AUTO CACHE STRING
-  "Build libmate_cuda.so: AUTO (where nvcc 12.8 or newer works), ON or OFF")
-if(NOT MATE_PLUGIN_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "MATE_PLUGIN_CUDA: expected AUTO, ON or OFF, got ${MATE_PLUGIN_CUDA}")
-endif()
+# libmate_cuda.so, where there is a compiler for it.
+mate_gpu_option(CUDA "nvcc 12.8 or newer works")
 set(MATE_NVCC_LEAST 12.8)
 
 # Why the library is not built; empty where it is.
@@ -46,17 +41,8 @@ function(mate_cuda_obstacle result)
 endfunction()
 
 mate_cuda_obstacle(MATE_CUDA_OBSTACLE)
-if(MATE_CUDA_OBSTACLE AND MATE_PLUGIN_CUDA STREQUAL "ON")
-  message(FATAL_ERROR "MATE_PLUGIN_CUDA=ON: ${MATE_CUDA_OBSTACLE}")
-endif()
-if(MATE_CUDA_OBSTACLE)
-  set(MATE_CUDA_STATE "not built: ${MATE_CUDA_OBSTACLE}")
-else()
-  set(MATE_CUDA_STATE "built with nvcc ${MATE_NVCC_RELEASE} for sm_80 and newer, sm_90a apart")
-endif()
-message(STATUS "libmate_cuda.so: ${MATE_CUDA_STATE}")
-file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/libmate_cuda.txt" "${MATE_CUDA_STATE}\n")
-install(FILES "${CMAKE_CURRENT_BINARY_DIR}/libmate_cuda.txt" DESTINATION mate_plugin/lib)
+mate_gpu_note(CUDA "${MATE_CUDA_OBSTACLE}"
+  "built with nvcc ${MATE_NVCC_RELEASE} for sm_80 and newer, sm_90a apart")
 if(MATE_CUDA_OBSTACLE)
   return()
 endif()
@@ -65,19 +51,6 @@ endif()
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
 
-set(MATE_CUDA_PORTABLE
-  csrc/gpu/cache_keys.cu
-  csrc/gpu/cache_rows.cu
-  csrc/gpu/moe_permute.cu
-  csrc/gpu/moe_route.cu
-  csrc/gpu/moe_unpermute.cu
-  csrc/gpu/portable/gemm.cu
-  csrc/gpu/portable/index_topk.cu
-  csrc/gpu/portable/indexer.cu
-  csrc/gpu/portable/indexer_schedule.cu
-  csrc/gpu/portable/plan.cu
-  csrc/gpu/quant.cu
-  csrc/gpu/topk.cu)
 set(MATE_CUDA_SM90A
   csrc/gpu/sm90a/gemm_16bit.cu
   csrc/gpu/sm90a/gemm_e4m3.cu
@@ -85,18 +58,12 @@ set(MATE_CUDA_SM90A
   csrc/gpu/sm90a/indexer_flat.cu
   csrc/gpu/sm90a/indexer_paged.cu)
 add_library(mate_cuda SHARED
-  csrc/api/count.cpp
-  csrc/gpu/api/caches.cpp
-  csrc/gpu/api/gemm.cpp
-  csrc/gpu/api/indexer.cpp
-  csrc/gpu/api/pieces.cpp
-  csrc/gpu/api/topk.cpp
-  csrc/gpu/entry.cpp
-  csrc/gpu/launch.cpp
+  csrc/gpu/cuda/scratch.cpp
   csrc/gpu/sm90a/gemm.cpp
   csrc/gpu/sm90a/indexer.cpp
   csrc/gpu/sm90a/tensor_map.cpp
-  ${MATE_CUDA_PORTABLE}
+  ${MATE_GPU_HOST}
+  ${MATE_GPU_KERNELS}
   ${MATE_CUDA_SM90A})
 target_include_directories(mate_cuda PRIVATE csrc ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 # The driver is not linked: its entries are looked up when they are used.
@@ -109,7 +76,7 @@ target_compile_options(mate_cuda PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-Xptxas=-warn-spills,-warn-lmem-usage>")
 set(SM80 "-gencode=arch=compute_80,code=[sm_80,compute_80]")
 set(SM90A "-gencode=arch=compute_90a,code=sm_90a")
-set_source_files_properties(${MATE_CUDA_PORTABLE} PROPERTIES COMPILE_OPTIONS "${SM80};${SM90A}")
+set_source_files_properties(${MATE_GPU_KERNELS} PROPERTIES COMPILE_OPTIONS "${SM80};${SM90A}")
 set_source_files_properties(${MATE_CUDA_SM90A} PROPERTIES COMPILE_OPTIONS "${SM90A}")
 set_target_properties(mate_cuda PROPERTIES
   CUDA_STANDARD 17

@@ -18,9 +18,6 @@ from mate_plugin.kernels import select
 TESTS = Path(__file__).resolve().parent
 # Cases of tests/api_calls.py.
 NO_KERNELS = ("sparse_mla", "prefix_mla")
-# Random cases of each test: the CPU's run has more.
-EXAMPLES = "40"
-
 ON_THE_HOST = "looks at threads or memory of the host"
 SAME_ON_A_CPU = "nothing of it reaches the device"
 # Of index_topk: the host takes room for the widest context that the block table allows.
@@ -72,7 +69,7 @@ def require(device: str) -> None:
 
 
 @contextmanager
-def _fresh_modules(device: str) -> Iterator[None]:
+def _fresh_modules(device: str, most: int) -> Iterator[None]:
     """Modules of tests/ are imported anew: what they make while imported is on the device."""
 
     def ours() -> dict[str, Any]:
@@ -86,7 +83,7 @@ def _fresh_modules(device: str) -> Iterator[None]:
     for name in before:
         del sys.modules[name]
     examples = os.environ.get("MATE_TEST_EXAMPLES")
-    os.environ.setdefault("MATE_TEST_EXAMPLES", EXAMPLES)
+    os.environ.setdefault("MATE_TEST_EXAMPLES", str(most))
     try:
         with torch.device(device):
             yield
@@ -98,11 +95,14 @@ def _fresh_modules(device: str) -> Iterator[None]:
             del os.environ["MATE_TEST_EXAMPLES"]
 
 
-def contract(device: str, modules: Modules) -> dict[str, Any]:
-    """The tests of some modules, each as ``test_<module>_<name>``, and their fixtures."""
+def contract(device: str, modules: Modules, examples: int = 40) -> dict[str, Any]:
+    """The tests of some modules, each as ``test_<module>_<name>``, and their fixtures.
+
+    A test draws ``examples`` random cases at most; the CPU's run has more.
+    """
     require(device)
     found: dict[str, Any] = {}
-    with _fresh_modules(device):
+    with _fresh_modules(device, examples):
         for module, skipped in modules.items():
             names = vars(importlib.import_module(f"test_{module}"))
             unknown = set(skipped) - set(names)

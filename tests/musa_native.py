@@ -1,7 +1,12 @@
 """The MUSA sources of ``csrc/gpu`` as a library, built by compilers that are not Moore Threads'.
 
 ``build_on_host`` makes g++ compile them against ``simt/``, where threads of a kernel run on the
-host and device memory is the host's.
+host and device memory is the host's. ``build_for_nvidia`` makes nvcc compile them against
+``musa_shim/``, where MUSA's names mean CUDA's; on a machine with an NVIDIA GPU
+
+    python tests/musa_native.py FOLDER [ARCHITECTURE]
+
+builds that library and prints its path.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +26,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 SIMT = TESTS / "simt"
+SHIM = TESTS / "musa_shim"
 JOBS = 2
 
 
@@ -112,3 +119,38 @@ def build_on_host(folder: Path, *, sanitize: bool = False) -> Path:
 
     name = state(compiler, *options, _instructions(), folders=[SIMT])
     return made_once(folder / f"host-{name}" / "libmate_musa.so", make)
+
+
+def nvcc() -> str:
+    """The compiler; skips without one."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if found is None:
+        pytest.skip("no nvcc (PATH, CUDA_HOME, /usr/local/cuda)")
+    return found
+
+
+def nvcc_command(arch: str = "sm_80") -> list[str]:
+    """nvcc and the options with which it compiles sources of MUSA for one NVIDIA GPU."""
+    include = [f"-I{path}" for path in (SHIM, CSRC)] + tvm_ffi_options()[0]
+    host = "-Xcompiler=-fPIC,-fvisibility=hidden"
+    return [nvcc(), f"-arch={arch}", "-std=c++17", "-O3", host, "-DMATE_MUSA", *include]
+
+
+def build_for_nvidia(folder: Path, arch: str = "sm_80") -> Path:
+    """libmate_musa.so for an NVIDIA GPU in a folder below ``folder``; skips without nvcc."""
+    command = nvcc_command(arch)
+
+    def make(objects: Path, library: Path) -> None:
+        linked = compile_all(sources(), objects, lambda _: command)
+        # torch brings a CUDA runtime too, whose symbols must not take the place of ours.
+        link = [option for option in tvm_ffi_options()[1] if not option.startswith("-Wl,")]
+        flags = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"]
+        run([command[0], f"-arch={arch}", *flags, *linked, *link, "-o", str(library)])
+
+    name = state(*command, folders=[SHIM])
+    return made_once(folder / f"nvidia-{name}" / "libmate_musa.so", make)
+
+
+if __name__ == "__main__":
+    print(build_for_nvidia(Path(sys.argv[1]), *sys.argv[2:]))

@@ -7,16 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from cmake_build import configure, entries
 
 from mate_plugin.kernels import library, select
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD_FILES = (ROOT / "CMakeLists.txt", ROOT / "cmake" / "cuda.cmake")
+BUILD_FILES = (ROOT / "CMakeLists.txt", *(ROOT / "cmake").glob("*.cmake"))
 # Entries for CPUs only.
 HOST_ENTRIES = {
     *("isa", "available_isas", "fma_peak", "bf16_peak", "tile_peak", "read_bandwidth"),
@@ -28,28 +28,6 @@ def test_every_source_is_built() -> None:
     listed = set(re.findall(r"csrc/\S+\.(?:cpp|cu)", "".join(p.read_text() for p in BUILD_FILES)))
     found = {str(p.relative_to(ROOT)) for e in ("cpp", "cu") for p in ROOT.glob(f"csrc/**/*.{e}")}
     assert listed == found
-
-
-def configure(folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    import tvm_ffi.libinfo
-
-    scripts = Path(sysconfig.get_path("scripts"))
-    tools = {
-        name: shutil.which(name, path=f"{scripts}:{os.defpath}") for name in ("cmake", "ninja")
-    }
-    if not all(tools.values()):
-        pytest.skip("needs cmake and ninja")
-    return subprocess.run(
-        [
-            *(str(tools["cmake"]), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *options),
-            f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dtvm_ffi_DIR={tvm_ffi.libinfo.find_cmake_path()}",
-        ],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize("wanted", ["AUTO", "ON", "OFF"])
@@ -103,13 +81,6 @@ def test_it_needs_neither_a_driver_nor_a_runtime(built: Path) -> None:
         ["nm", "-D", "--defined-only", str(built)], capture_output=True, text=True
     )
     assert not re.findall(r"\b(?:cuda|cu)[A-Z]\w*", symbols.stdout), "shows symbols of the runtime"
-
-
-def entries(path: Path) -> set[str]:
-    symbols = subprocess.run(
-        ["nm", "-D", "--defined-only", str(path)], capture_output=True, text=True
-    )
-    return set(re.findall(r"__tvm_ffi_(\w+)", symbols.stdout)) - {"_metadata_prefix"}
 
 
 def test_it_has_the_entries_of_the_core(built: Path) -> None:

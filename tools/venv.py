@@ -182,7 +182,7 @@ def build_core() -> int:
     ) as process:
         for line in process.stdout:
             lines.append(line)
-            if re.match(r"\s*(\[\d+/\d+\]|\*\*\* |-- libmate_cuda)|.*\b(warning|error):", line):
+            if re.match(r"\s*(\[\d+/\d+\]|\*\*\* |-- libmate_\w+\.so)|.*\b(warning|error):", line):
                 print("  " + line.strip(), flush=True)
     if process.returncode:
         sys.stderr.writelines(lines)

@@ -34,4 +34,4 @@ def require_device() -> Path:
 def contract(modules: device_contract.Modules) -> dict[str, Any]:
     """See :func:`device_contract.contract`."""
     require_device()
-    return device_contract.contract(DEVICE, modules)
+    return device_contract.contract(DEVICE, modules, examples=8)
