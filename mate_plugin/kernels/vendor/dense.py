@@ -21,7 +21,7 @@ from mate_plugin.kernels.vendor.package import Vendor
 
 
 def batched_gemm(
-    vendor: Vendor,
+    _vendor: Vendor,
     a: torch.Tensor,
     sa: torch.Tensor | None,
     b: torch.Tensor,
@@ -53,8 +53,9 @@ def batched_gemm(
         return f"its kernels of this form are of the backend {library_of_it!r}, not {backend!r}"
     if a.dim() == 2:
         return _groupwise(a, sa, b, sb, out, out_scale, gran_n, gran_k, backend)
-    bmm = _bmm_fp8 if sa is not None and sb is not None else _bmm_fp16
-    return bmm(a, sa, b, sb, out, backend)
+    if sa is not None and sb is not None:
+        return _bmm_fp8(a, sa, b, sb, out, backend)
+    return _bmm_fp16(a, b, out, backend)
 
 
 def _groupwise(
@@ -84,7 +85,7 @@ def _groupwise(
             return "there is one scale for all of a"
         sb = sb.reshape(())
     # Scales of both are transposed, or of neither; in a row of one element it makes no difference.
-    major = "K" if sa.isdiscontiguous() and sb.isdiscontiguous() else "MN"
+    major = "K" if sa.is_contiguous() and sb.is_contiguous() else "MN"
     if major == "MN":
         sa, sb = sa.t(), sb.t()
     if reason := (
@@ -146,14 +147,7 @@ def _bmm_fp8(
     return Call("bmm_fp8", arguments)
 
 
-def _bmm_fp16(
-    a: torch.Tensor,
-    sa: torch.Tensor | None,
-    b: torch.Tensor,
-    sb: torch.Tensor | None,
-    out: torch.Tensor,
-    backend: str,
-) -> Form:
+def _bmm_fp16(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, backend: str) -> Form:
     if a.dtype not in HALF or b.dtype != a.dtype:
         return f"the operands are {a.dtype} and {b.dtype}"
     if reason := (

@@ -72,7 +72,7 @@ def ragged_m_gemm(
     if isinstance(bits, str):
         return bits
     by_count = mode == 2
-    n_major = by_count and not b.isdiscontiguous()
+    n_major = by_count and not b.is_contiguous()
     if n_major:
         # The op takes logical (E, N, K); the published form is what is in memory.
         b, sb = b.transpose(1, 2), None if sb is None else sb.transpose(1, 2)
@@ -93,7 +93,7 @@ def ragged_m_gemm(
             return "num_mp has no effect on it before 0.2.6"
         if mode == 1 and not vendor.since(*_COMPLETE):
             info, mode = expert_of_row(info, a.shape[0], align), 0
-    arguments = {
+    arguments: dict[str, Any] = {
         "input_a": a if sa is None else (a, sa),
         "input_b": b if sb is None else (b, sb),
         "ragged_tokens_info": info,
@@ -120,7 +120,7 @@ def expert_of_row(ends: torch.Tensor, rows: int, align: int) -> torch.Tensor:
 
 
 def masked_gemm(
-    vendor: Vendor,
+    _vendor: Vendor,
     a: torch.Tensor,
     sa: torch.Tensor | None,
     b: torch.Tensor,
@@ -143,7 +143,7 @@ def masked_gemm(
     if isinstance(bits, str):
         return bits
     # Scales of the rows may lie either way.
-    sa_laid = sa if sa is None or sa.isdiscontiguous() else sa.transpose(1, 2)
+    sa_laid = sa if sa is None or sa.is_contiguous() else sa.transpose(1, 2)
     if reason := (
         (_block_scales(gran_n, gran_k) if bits == 8 else "")
         or odd(BLOCK, N=out.shape[2], K=a.shape[2])
@@ -170,7 +170,7 @@ def masked_gemm(
 
 
 def ragged_k_gemm(
-    vendor: Vendor,
+    _vendor: Vendor,
     a: torch.Tensor,
     sa: torch.Tensor | None,
     b: torch.Tensor,

@@ -15,7 +15,7 @@ CACHE_BLOCK, DRAFTS, HEADS, DEPTHS = 64, (1, 2, 4), (32, 64), (32, 64, 128)
 
 
 def paged_mqa_metadata(
-    vendor: Vendor, context_lens: torch.Tensor, out: torch.Tensor, block_kv: int, *_: int
+    _vendor: Vendor, context_lens: torch.Tensor, out: torch.Tensor, block_kv: int, *_: int
 ) -> Form:
     """The schedule has the rows of ``out`` less one processors."""
     processors = out.shape[0] - 1
@@ -39,7 +39,7 @@ def _lengths(context_lens: torch.Tensor) -> str:
 
 
 def paged_mqa_logits(
-    vendor: Vendor,
+    _vendor: Vendor,
     q: torch.Tensor,
     cache: torch.Tensor,
     weights: torch.Tensor,
@@ -89,7 +89,7 @@ def paged_mqa_logits(
 
 
 def mqa_logits(
-    vendor: Vendor,
+    _vendor: Vendor,
     q: torch.Tensor,
     k: torch.Tensor,
     k_scale: torch.Tensor,

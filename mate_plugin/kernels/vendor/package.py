@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 }
 _PACKAGE = "mate"
 _MAKER = "moorethreads"
+_VARIABLE = "MATE_PLUGIN_VENDOR"
 _SWITCHED_OFF = ("off", "false", "0", "no")
 
 
@@ -53,8 +54,11 @@ class Vendor:
 @functools.lru_cache(maxsize=1)
 def find() -> Vendor | str:
     """The vendor's package, imported, or why it is not used (``find.cache_clear()`` looks anew)."""
-    if os.environ.get("MATE_PLUGIN_VENDOR", "").strip().lower() in _SWITCHED_OFF:
-        return "MATE_PLUGIN_VENDOR=off leaves the vendor's mate out"
+    wanted = os.environ.get(_VARIABLE, "").strip().lower()
+    if wanted in _SWITCHED_OFF:
+        return f"{_VARIABLE}=off leaves the vendor's mate out"
+    if wanted not in ("", "auto"):
+        return f"{_VARIABLE}: expected auto or off, got {wanted!r}"
     release = installed()
     if isinstance(release, NotInstalled):
         return release.reason

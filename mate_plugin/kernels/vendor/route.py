@@ -1,4 +1,4 @@
-"""Which kernels run an op on a ``musa`` tensor: the vendor's where they serve the form, else ours."""
+"""Which kernels run an op on a ``musa`` tensor: the vendor's where they serve it, else ours."""
 
 from __future__ import annotations
 

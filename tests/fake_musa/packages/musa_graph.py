@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from musa_stream import Stream, stream
+from musa_stream import Stream
+from musa_stream import stream as on_stream
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -46,10 +47,10 @@ def is_current_stream_capturing() -> bool:
 
 
 @contextlib.contextmanager
-def graph(recorded: MUSAGraph, pool: object = None, stream_: Stream | None = None) -> Any:
+def graph(recorded: MUSAGraph, *, stream: Stream | None = None, **_options: object) -> Any:
     """Record into ``recorded``, on a stream of its own."""
     global _recording
-    with stream(stream_ or Stream()), _Operators(recorded):
+    with on_stream(stream or Stream()), _Operators(recorded):
         _recording = recorded
         try:
             yield
@@ -75,7 +76,7 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         to_host = func is torch.ops.aten.copy_.default and args[0].is_cpu
         made = [x for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
-        if given and (to_host or not _on_device(made) and func._schema.returns):
+        if given and (to_host or (func._schema.returns and not _on_device(made))):
             raise RuntimeError(f"{func}: reads the device while a graph is recorded")
         if not given and not _on_device(made):
             return result

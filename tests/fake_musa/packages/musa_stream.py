@@ -13,7 +13,7 @@ _handles = itertools.count(0x1000, 0x10)
 class Stream:
     """A stream other than the default one has a handle of its own."""
 
-    def __init__(self, device: object = None, priority: int = 0, musa_stream: int = -1) -> None:
+    def __init__(self, _device: object = None, musa_stream: int = -1, **_options: object) -> None:
         self.musa_stream = next(_handles) if musa_stream < 0 else musa_stream
 
     def synchronize(self) -> None:
@@ -37,7 +37,7 @@ class Stream:
 class Event:
     """Complete as soon as it is recorded."""
 
-    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+    def __init__(self, **_options: bool) -> None:
         self.stream: Stream | None = None
         self.time = 0.0
 

@@ -24,7 +24,9 @@ COMPLETE = (0, 2, 6)
 UNCLEAN = 1e30
 
 
-def expect(name: str, value: Any, dtypes: torch.dtype | tuple[torch.dtype, ...], shape: Shape) -> None:
+def expect(
+    name: str, value: Any, dtypes: torch.dtype | tuple[torch.dtype, ...], shape: Shape
+) -> None:
     """A tensor of the device, of one of the types, of the shape, with dense rows."""
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     assert isinstance(value, torch.Tensor), f"{name}: expected a tensor, got {value!r}"
@@ -36,6 +38,12 @@ def expect(name: str, value: Any, dtypes: torch.dtype | tuple[torch.dtype, ...],
     assert fits, f"{name}: expected the shape {shape}, got {tuple(value.shape)}"
     dense = value.dim() == 0 or value.shape[-1] == 1 or value.stride(-1) == 1
     assert dense, f"{name}: expected dense rows, got strides {value.stride()}"
+
+
+def multiples(unit: int, **sizes: int) -> None:
+    """Sizes that the vendor's own tests cover are multiples of these."""
+    for name, size in sizes.items():
+        assert size % unit == 0, f"{name}: {size} is no multiple of {unit}"
 
 
 def contiguous(**tensors: torch.Tensor | None) -> None:

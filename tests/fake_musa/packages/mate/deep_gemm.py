@@ -28,6 +28,11 @@ def _lengths(context_lens: Tensor, batch: int | None, next_n: int | None) -> Non
     contiguous(context_lens=context_lens)
 
 
+def _made_for(heads: int, depth: int) -> None:
+    assert heads in HEADS, f"q: {heads} heads"
+    assert depth in DEPTHS, f"q: D = {depth}"
+
+
 def _last(context_lens: Tensor) -> Tensor:
     """Of a request's drafts the last one says how long it is."""
     lens = context_lens.cpu()
@@ -35,9 +40,7 @@ def _last(context_lens: Tensor) -> Tensor:
 
 
 @recorded
-def get_paged_mqa_logits_metadata(
-    context_lens: Tensor, block_kv: int, num_mps: int = 0
-) -> Tensor:
+def get_paged_mqa_logits_metadata(context_lens: Tensor, block_kv: int, num_mps: int = 0) -> Tensor:
     assert block_kv == BLOCK, f"block_kv: expected {BLOCK}, got {block_kv}"
     assert context_lens.shape[0] > 0
     _lengths(context_lens, None, None)
@@ -64,7 +67,8 @@ def fp8_paged_mqa_logits(
     clean_logits: bool,
 ) -> Tensor:
     batch, next_n, heads, depth = q.shape
-    assert next_n in DRAFTS and heads in HEADS and depth in DEPTHS, tuple(q.shape)
+    assert next_n in DRAFTS, f"q: next_n = {next_n}"
+    _made_for(heads, depth)
     expect("q", q, torch.float8_e4m3fn, (batch, next_n, heads, depth))
     expect("fused_kv_cache", fused_kv_cache, torch.uint8, (None, BLOCK, 1, depth + 4))
     assert fused_kv_cache.stride()[1:] == (depth + 4, depth + 4, 1)
@@ -101,7 +105,7 @@ def fp8_mqa_logits(
 ) -> Tensor:
     rows, heads, depth = q.shape
     keys, scales = kv
-    assert heads in HEADS and depth in DEPTHS, tuple(q.shape)
+    _made_for(heads, depth)
     expect("q", q, torch.float8_e4m3fn, (rows, heads, depth))
     expect("kv[0]", keys, torch.float8_e4m3fn, (None, depth))
     expect("kv[1]", scales, torch.float32, (keys.shape[0],))

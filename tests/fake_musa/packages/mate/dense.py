@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch_musa import launch
-from vendor_calls import contiguous, expect, recorded
+from vendor_calls import contiguous, expect, multiples, recorded
 
 from mate_plugin.kernels.reference import gemm as oracle
 
@@ -14,7 +14,6 @@ Tensor = torch.Tensor
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HALF = (torch.bfloat16, torch.float16)
 BLOCK = 128
-# Sizes that the vendor's own tests cover are multiples of these.
 GROUPWISE_N = 32
 
 
@@ -40,7 +39,7 @@ def bmm_fp16(
     batch, m, k = a.shape
     n = b.shape[2]
     assert c is None, "c: not tested there"
-    assert n % BLOCK == 0 and k % BLOCK == 0, f"untested sizes N = {n}, K = {k}"
+    multiples(BLOCK, N=n, K=k)
     expect("a", a, HALF, (batch, m, k))
     expect("b", b.mT, a.dtype, (batch, n, k))
     assert out_dtype == out.dtype
@@ -71,7 +70,7 @@ def bmm_fp8(
     # Not looked at there.
     assert output_scale is None, "output_scale: has no effect"
     assert scale_granularity_mnk in (None, (-1, -1, -1), (1, -1, -1)), scale_granularity_mnk
-    assert n % BLOCK == 0 and k % BLOCK == 0, f"untested sizes N = {n}, K = {k}"
+    multiples(BLOCK, N=n, K=k)
     expect("a", a, FP8, (batch, m, k))
     expect("b", b.mT, FP8, (batch, n, k))
     assert out_dtype == out.dtype
@@ -111,7 +110,9 @@ def gemm_fp8_nt_groupwise(
     granularity = scale_granularity_mnk or (1, BLOCK, BLOCK)
     assert granularity in ((1, BLOCK, BLOCK), (1, 1, -1), (1, -1, -1)), granularity
     assert mma_sm in (None, 1), f"mma_sm: got {mma_sm}"
-    assert n % GROUPWISE_N == 0 and k % BLOCK == 0, f"untested sizes N = {n}, K = {k}"
+    assert out_dtype in (None, out.dtype)
+    multiples(GROUPWISE_N, N=n)
+    multiples(BLOCK, K=k)
     assert (a.dtype, b.dtype) != FP8, "untested types: e4m3fn rows and e5m2 weights"
     expect("a", a, FP8, (m, k))
     expect("b", b, FP8, (n, k))
@@ -127,7 +128,8 @@ def gemm_fp8_nt_groupwise(
     contiguous(a=a, b=b, a_scale=a_scale, b_scale=b_scale)
     if output_scale is not None:
         # Only the form of the default is compiled for this result, and scales are read K-major.
-        assert granularity == (1, BLOCK, BLOCK) and not mn_major
+        assert granularity == (1, BLOCK, BLOCK)
+        assert not mn_major
         expect("output_scale", output_scale, torch.float32, (m, -(-n // BLOCK)))
         contiguous(out=out, output_scale=output_scale)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from mate.dense import bmm_fp8, bmm_fp16, gemm_fp8_nt_groupwise
 from torch_musa import PROPERTIES, launch
-from vendor_calls import COMPLETE, VERSION, contiguous, expect, recorded, with_backend
+from vendor_calls import COMPLETE, VERSION, contiguous, expect, multiples, recorded, with_backend
 
+from mate.dense import bmm_fp8, bmm_fp16, gemm_fp8_nt_groupwise
 from mate_plugin.kernels.reference import gemm as oracle
 
 __all__ = ["bmm_fp8", "bmm_fp16", "gemm_fp8_nt_groupwise"]
@@ -51,15 +51,17 @@ def _ragged_m(
     assert by_count or major_b_mode == "K", f"major_b_mode: got {major_b_mode!r}"
     if num_mp is not None:
         assert by_count or VERSION >= COMPLETE, "num_mp: has no effect in this release"
-        assert 0 < num_mp
+        assert num_mp > 0
     n_major = major_b_mode == "N"
     experts, n = qb.shape[0], qb.shape[2 if n_major else 1]
-    assert n % BLOCK == 0 and k % BLOCK == 0, f"untested sizes N = {n}, K = {k}"
+    multiples(BLOCK, N=n, K=k)
     wide = qa.dtype in HALF
     expect("a", qa, qa.dtype if wide else FP8, (rows, k))
     expect("b", qb, qa.dtype if wide else FP8, (experts, k, n) if n_major else (experts, n, k))
     expect("out", out, qa.dtype if wide else HALF, (rows, n))
-    expect("ragged_tokens_info", info, torch.int32, (rows if gemm_mode == "per_token" else experts,))
+    expect(
+        "ragged_tokens_info", info, torch.int32, (rows if gemm_mode == "per_token" else experts,)
+    )
     if not wide:
         shape = (blocks(k), blocks(n)) if n_major else (blocks(n), blocks(k))
         expect("scale_a", sa, torch.float32, (rows, blocks(k)))
@@ -132,7 +134,7 @@ def _masked(
     (qa, sa), (qb, sb) = (x if isinstance(x, tuple) else (x, None) for x in (a, b))
     experts, rows, k = qa.shape
     n = qb.shape[1]
-    assert n % BLOCK == 0 and k % BLOCK == 0, f"untested sizes N = {n}, K = {k}"
+    multiples(BLOCK, N=n, K=k)
     wide = qa.dtype in HALF
     expect("a", qa, qa.dtype if wide else FP8, (experts, rows, k))
     expect("b", qb, qa.dtype if wide else FP8, (experts, n, k))
@@ -140,7 +142,7 @@ def _masked(
     expect("masked_tokens_info", counts, torch.int32, (experts,))
     contiguous(a=qa, b=qb, counts=counts, out=out, scale_b=sb, signal=signal)
     if not wide:
-        assert sa.shape == (experts, rows, blocks(k)) and sa.dtype == torch.float32
+        assert (*sa.shape, sa.dtype) == (experts, rows, blocks(k), torch.float32)
         assert sa.is_contiguous() or sa.mT.is_contiguous(), f"scale_a: strides {sa.stride()}"
         expect("scale_b", sb, torch.float32, (experts, blocks(n), blocks(k)))
     tile_m, tile_n = 128 if (expect_tokens or 0) <= 128 else 256, 256
@@ -209,7 +211,7 @@ def _ragged_k(
     (k, m), n = qa.shape, qb.shape[1]
     assert (gemm_mode, major_a_mode, major_b_mode) == ("per_expert", "M", "N")
     assert num_mp is None or 0 < num_mp <= PROPERTIES.multi_processor_count
-    assert m % BLOCK == 0 and n % BLOCK == 0, f"untested sizes M = {m}, N = {n}"
+    multiples(BLOCK, M=m, N=n)
     wide = qa.dtype in HALF
     expect("a", qa, HALF if wide else FP8, (k, m))
     expect("b", qb, HALF if wide else FP8, (k, n))
