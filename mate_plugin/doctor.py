@@ -14,6 +14,7 @@ from pathlib import Path
 from mate_plugin import __version__
 from mate_plugin.doctor_cuda import opt_ins
 from mate_plugin.doctor_engines import engines, hooks
+from mate_plugin.doctor_musa import vendor
 from mate_plugin.findings import Finding, State, one_line, version
 
 TORCH_RANGE = ((2, 7), (2, 15))
@@ -30,6 +31,7 @@ def examine() -> Iterator[Finding]:
         _core,
         _cuda,
         opt_ins,
+        vendor,
         _openmp,
         engines,
         hooks,

@@ -8,6 +8,9 @@ import musa_device
 from forked import Forks
 
 HERE = Path(__file__).resolve().parent
+CASES = tuple(
+    f"musa_vendor_{name}" for name in ("grouped", "dense", "indexer", "package", "beside", "graphs")
+)
 RELEASES = ("0.2.2", "0.2.7")
 # As the vendor's pyproject.toml makes them; the library of that name on the index has neither.
 VENDOR = ("Author: MooreThreads GPU Computing Team", "Requires-Dist: apache-tvm-ffi>=0.1.8")
@@ -26,5 +29,5 @@ def install(folder: Path, release: str, about: tuple[str, ...] = VENDOR) -> Path
 def start(device: Path, *folders: Path, **env: str) -> Forks:
     """A process that finds ``folders`` and then the stand-ins before anything else."""
     paths = [str(folder) for folder in (*folders, musa_device.PACKAGES, HERE)]
-    imports = f"import sys; sys.path[:0] = {paths!r}; import torch_musa, musa_vendor_cases"
+    imports = f"import sys; sys.path[:0] = {paths!r}; import torch_musa, {', '.join(CASES)}"
     return Forks(imports, **musa_device.environment(device) | env)

@@ -15,16 +15,13 @@ import pytest
 from forked import Forks
 from musa_vendor import RELEASES, UNRELATED, VENDOR, install
 
-MODULE = musa_vendor.HERE / "musa_vendor_cases.py"
-# Cases that need an environment of their own are called below by name.
+# Cases that need an environment of their own are called by name.
 APART = {"run_small", "forced_portable", "forced_vendor", "compiled"}
 CASES = [
-    node.name
-    for node in ast.parse(MODULE.read_text()).body
-    if isinstance(node, ast.FunctionDef)
-    and not node.args.args
-    and not node.args.kwonlyargs
-    and node.name not in APART
+    f"{module}.{node.name}"
+    for module in musa_vendor.CASES
+    for node in ast.parse((musa_vendor.HERE / f"{module}.py").read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.args.args and node.name not in APART
 ]
 
 
@@ -45,7 +42,8 @@ def vendor(
 
 
 def run(forks: Forks, call: str, **env: str) -> None:
-    done = forks.run(f"import musa_vendor_cases as cases; cases.{call}", **env)
+    module = call.split(".")[0]
+    done = forks.run(f"import {module}; {call}", **env)
     assert done.returncode == 0, done.output
 
 
@@ -55,17 +53,21 @@ def test_case(vendor: Forks, case: str) -> None:
 
 
 def test_it_can_be_left_out(vendor: Forks) -> None:
-    run(vendor, "forced_portable()", MATE_PLUGIN_IMPL="portable")
+    run(vendor, "musa_vendor_package.forced_portable()", MATE_PLUGIN_IMPL="portable")
     for word in ("off", "OFF", "0"):
-        call = "lacking('MATE_PLUGIN_VENDOR=off leaves the vendor')"
+        call = "musa_vendor_package.lacking('MATE_PLUGIN_VENDOR=off leaves the vendor')"
         run(vendor, call, MATE_PLUGIN_VENDOR=word)
-    run(vendor, "lacking('MATE_PLUGIN_VENDOR: expected auto or off')", MATE_PLUGIN_VENDOR="of")
-    run(vendor, "ragged_m_refused()", MATE_PLUGIN_VENDOR="auto")
+    run(
+        vendor,
+        "musa_vendor_package.lacking('MATE_PLUGIN_VENDOR: expected auto or off')",
+        MATE_PLUGIN_VENDOR="of",
+    )
+    run(vendor, "musa_vendor_grouped.ragged_m_refused()", MATE_PLUGIN_VENDOR="auto")
 
 
 def test_it_can_be_insisted_on(vendor: Forks) -> None:
-    run(vendor, "forced_vendor()", MATE_PLUGIN_IMPL="vendor")
-    call = "lacking('MATE_PLUGIN_VENDOR=off leaves the vendor', forced=True)"
+    run(vendor, "musa_vendor_package.forced_vendor()", MATE_PLUGIN_IMPL="vendor")
+    call = "musa_vendor_package.lacking('MATE_PLUGIN_VENDOR=off leaves the vendor', forced=True)"
     run(vendor, call, MATE_PLUGIN_IMPL="vendor", MATE_PLUGIN_VENDOR="off")
 
 
@@ -73,7 +75,7 @@ def test_a_compiled_graph(device: Path, tmp_path: Path, request: pytest.FixtureR
     folder = install(tmp_path, "0.2.2")
     forks = musa_vendor.start(device, folder, TORCH_COMPILE_DISABLE="0")
     request.addfinalizer(forks.stop)
-    run(forks, "compiled()")
+    run(forks, "musa_vendor_graphs.compiled()")
 
 
 # Metadata, modules, and what is said of them.
@@ -123,6 +125,16 @@ def test_what_is_no_package_of_the_vendors(bare: Forks, tmp_path: Path, kind: st
         path.write_text(code)
     if about is not None:
         install(tmp_path, "3.0", about)
-    call = f"lacking({reason!r}, folder={str(tmp_path)!r})"
+    call = f"musa_vendor_package.lacking({reason!r}, folder={str(tmp_path)!r})"
     run(bare, call)
     run(bare, call.replace("folder", "forced=True, folder"), MATE_PLUGIN_IMPL="vendor")
+    fine = about is None or reason.endswith("not Moore Threads'")
+    state = "ok" if fine else "wrong"
+    run(bare, f"musa_vendor_package.the_doctor_says({state!r}, {reason!r}, {str(tmp_path)!r})")
+
+
+def test_the_doctor_of_a_package_that_is_left_out(vendor: Forks) -> None:
+    call = "musa_vendor_package.the_doctor_says('note', 'MATE_PLUGIN_VENDOR=off leaves the')"
+    run(vendor, call, MATE_PLUGIN_VENDOR="off")
+    call = "musa_vendor_package.the_doctor_says('wrong', 'MATE_PLUGIN_VENDOR: expected auto or')"
+    run(vendor, call, MATE_PLUGIN_VENDOR="1")

@@ -134,14 +134,17 @@ def fp8_paged_mqa_logits(
             ``t < context_lens[b, j]``, in any order over j. 0 and below sees nothing.
         block_table: int32 (batch, max_blocks), any row stride. Entries past a request's length are
             not read. Without index checks, tokens of blocks that do not exist and lengths past
-            the table or ``max_context_len`` count as not visible.
-        schedule_meta: int32 (num_mps + 1, 2) of :func:`get_paged_mqa_logits_metadata`. The CPU
-            splits work by itself and only checks it.
+            the table or ``max_context_len`` count as not visible (the vendor's kernels on ``musa``
+            expect none, and no negative lengths).
+        schedule_meta: int32 (num_mps + 1, 2) of :func:`get_paged_mqa_logits_metadata`. Only the
+            vendor's kernels on ``musa`` follow it; ours split work by themselves.
         max_context_len: columns of the result.
         clean_logits: fill what is not visible with ``clean_value``. Unspecified otherwise.
         clean_value: -inf unless the caller wants another (the published text says zero, which
             would outrank negative logits).
-        out: float32 (batch * next_n, max_context_len), any row stride; written and returned.
+        out: float32 (batch * next_n, max_context_len), any row stride; written and returned. The
+            vendor's kernels write a tensor of their own, which is copied then, and in a compiled
+            graph.
         num_mp: at most so many threads; None takes all.
 
     Returns:
@@ -207,12 +210,13 @@ def fp8_mqa_logits(
         weights: float32 (S, heads), any strides.
         cu_seq_len_k_start: int32 (S,), the first token that row s sees.
         cu_seq_len_k_end: int32 (S,), the token past the last one. Without index checks, what lies
-            outside of the T tokens (or of ``max_seqlen_k``) counts as not visible.
+            outside of the T tokens (or of ``max_seqlen_k``) counts as not visible; the vendor's
+            kernels on ``musa`` expect none.
         clean_logits: fill what is not visible with ``clean_value``. Unspecified otherwise.
         max_seqlen_k: 0, or the width of the compressed form, in which column j of row s is the
             logit of token ``cu_seq_len_k_start[s] + j``; ``clean_logits`` is False then.
         clean_value: -inf unless the caller wants another.
-        out: float32 of the result's shape, any row stride; written and returned.
+        out: float32 of the result's shape, any row stride; written and returned, as above.
         num_mp: at most so many threads; None takes all.
 
     Returns:

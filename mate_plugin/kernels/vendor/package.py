@@ -29,8 +29,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 }
 _PACKAGE = "mate"
 _MAKER = "moorethreads"
-_VARIABLE = "MATE_PLUGIN_VENDOR"
-_SWITCHED_OFF = ("off", "false", "0", "no")
+VARIABLE = "MATE_PLUGIN_VENDOR"
+SWITCHED_OFF = f"{VARIABLE}=off leaves the vendor's mate out"
+_OFF = ("off", "false", "0", "no")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Vendor:
 @functools.lru_cache(maxsize=1)
 def find() -> Vendor | str:
     """The vendor's package, imported, or why it is not used (``find.cache_clear()`` looks anew)."""
-    wanted = os.environ.get(_VARIABLE, "").strip().lower()
-    if wanted in _SWITCHED_OFF:
-        return f"{_VARIABLE}=off leaves the vendor's mate out"
+    wanted = os.environ.get(VARIABLE, "").strip().lower()
+    if wanted in _OFF:
+        return SWITCHED_OFF
     if wanted not in ("", "auto"):
-        return f"{_VARIABLE}: expected auto or off, got {wanted!r}"
+        return f"{VARIABLE}: expected auto or off, got {wanted!r}"
     release = installed()
     if isinstance(release, NotInstalled):
         return release.reason
