@@ -65,6 +65,14 @@ def _auto_or_switch(value: object) -> object:
         raise _expected("auto, true or false") from None
 
 
+def _auto_or_off(value: object) -> object:
+    # YAML reads a bare off as false.
+    known = {False: "off", "0": "off", "false": "off", "no": "off"}
+    name = value.strip().lower() if isinstance(value, str) else value
+    return known.get(name, name) if isinstance(name, (bool, str)) else value
+
+
+Provider = Annotated[Literal["auto", "off"], BeforeValidator(_auto_or_off)]
 Switch = Annotated[Literal["auto", True, False], BeforeValidator(_auto_or_switch)]
 
 
@@ -159,6 +167,10 @@ class Settings(_Section):
     )
     kernel: Literal["auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx"] = Field(
         default="auto", description="instruction set of the CPU kernels"
+    )
+    vendor: Provider = Field(
+        default="auto",
+        description="Moore Threads' own mate package on MUSA; off leaves its kernels out",
     )
     activation: Literal["auto", "bf16", "fp8"] = Field(
         default="auto", description="what activations are rounded to; auto keeps 16 bits on CPU"

@@ -14,6 +14,7 @@ from pathlib import Path
 from mate_plugin import __version__
 from mate_plugin.doctor_cuda import opt_ins
 from mate_plugin.doctor_engines import engines, hooks
+from mate_plugin.doctor_musa import vendor
 from mate_plugin.findings import Finding, State, one_line, version
 
 TORCH_RANGE = ((2, 7), (2, 15))
@@ -23,12 +24,12 @@ TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
 def examine() -> Iterator[Finding]:
     """All findings, each as soon as it is known."""
     yield from _look(_machine, _settings, _torch, _tvm_ffi, _core)
-    yield from _look(_cuda, opt_ins, _openmp, engines, hooks, _alias, _self_test)
+    yield from _look(_cuda, opt_ins, vendor, _openmp, engines, hooks, _alias, _self_test)
 
 
 def base() -> Iterator[Finding]:
     """What every use of the package rests on, whatever the device."""
-    yield from _look(_machine, _settings, _torch, _tvm_ffi, _core, _alias)
+    yield from _look(_machine, _settings, _torch, _tvm_ffi, _core, vendor, _alias)
 
 
 def _look(*looks: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

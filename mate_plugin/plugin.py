@@ -101,6 +101,8 @@ def _register(engine: str) -> None:
     if conf.kernel != "auto":
         # The core reads the variable once, when it is loaded.
         os.environ.setdefault("MATE_PLUGIN_ISA", conf.kernel)
+    if conf.vendor != "auto":
+        os.environ["MATE_PLUGIN_VENDOR"] = conf.vendor
     from mate_plugin.kernels import checks
 
     checks.set_index_checks(conf.check)

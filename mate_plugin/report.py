@@ -88,6 +88,13 @@ def counters() -> list[dict[str, Any]]:
     return library.counters() if library is not None else []
 
 
+def vendor_refusals() -> list[dict[str, Any]]:
+    """Calls on Moore Threads' device that went past the vendor's own kernels to ours, with reasons;
+    empty before the first tensor of that device."""
+    route = sys.modules.get("mate_plugin.kernels.vendor.route")
+    return route.refusals() if route is not None else []
+
+
 def logits_peak() -> int:
     """Most bytes that the logits of one indexer call took; 0 before the first."""
     module = sys.modules.get("mate_plugin.kernels.index_topk")
@@ -112,6 +119,7 @@ def snapshot() -> dict[str, Any]:
         "isa": library.isa() if library is not None else None,
         "counters": counters(),
         "layers": [asdict(count) for count in layers()],
+        "vendor_refusals": vendor_refusals(),
         "logits_peak_bytes": logits_peak(),
         "installed": [asdict(hook) for hook in hooks()],
     }
@@ -130,6 +138,10 @@ def explain() -> str:
     lines += [
         f"{one['op']} [{one['impl']}]: {one['calls']} calls, {one['seconds']:.3f} s"
         for one in counters()
+    ]
+    lines += [
+        f"{one['op']}: {one['calls']} calls on mate-plugin's kernels ({one['reason']})"
+        for one in vendor_refusals()
     ]
     if peak := logits_peak():
         lines.append(f"indexer logits: at most {peak / (1 << 20):.1f} MiB at once")

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def tools() -> dict[str, str]:
     """cmake and ninja; skips where one is missing."""
     scripts = Path(sysconfig.get_path("scripts"))
-    found = {name: shutil.which(name, path=f"{scripts}:{os.defpath}") for name in ("cmake", "ninja")}
+    found = {
+        name: shutil.which(name, path=f"{scripts}:{os.defpath}") for name in ("cmake", "ninja")
+    }
     if not all(found.values()):
         pytest.skip("needs cmake and ninja")
     return {name: str(path) for name, path in found.items()}

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import musa_vendor
 import pytest
 
-from mate_plugin import __version__, doctor, doctor_engines, selftest
+from mate_plugin import __version__, doctor, doctor_engines, doctor_musa, selftest
 from mate_plugin.findings import Finding
 from mate_plugin.layers import sglang_release, vllm_release
 
@@ -236,6 +237,19 @@ def test_whose_mate(tmp_path: Path) -> None:
     for name in ("gemm", "deep_gemm"):
         (tmp_path / "mate" / f"{name}.py").touch()
     assert text(tmp_path).startswith("the vendor's (")
+
+
+def test_the_vendors_package_without_its_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (finding,) = doctor_musa.vendor()
+    assert finding.text.startswith("the vendor's mate is not installed")
+    monkeypatch.syspath_prepend(musa_vendor.install(tmp_path, "0.2.2"))
+    (finding,) = doctor_musa.vendor()
+    assert (finding.state, finding.text) == (
+        "note",
+        "release 0.2.2, but torch_musa is not installed",
+    )
 
 
 def test_a_wrong_kernel_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def bmm_fp16(
     if out is None:
         shape = (a.shape[0], a.shape[1], b.shape[2])
         out = torch.empty(shape, dtype=out_dtype, device=a.device)
-    return run(a, None, b.transpose(1, 2), None, out, 0, 0, c)
+    return run(a, None, b.transpose(1, 2), None, out, 0, 0, c, backend=backend)
 
 
 # How A is scaled, per granularity; types of a result that has a scale of its own.
@@ -122,4 +122,5 @@ def bmm_fp8(
     if out is None:
         shape = (a.shape[0], a.shape[1], b.shape[2])
         out = torch.empty(shape, dtype=out_dtype, device=a.device)
-    return run(a, a_scale, b.transpose(1, 2), b_scale, out, 0, 0, divisor=output_scale)
+    b = b.transpose(1, 2)
+    return run(a, a_scale, b, b_scale, out, 0, 0, divisor=output_scale, backend=backend)

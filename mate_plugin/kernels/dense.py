@@ -35,6 +35,7 @@ def run(
     c: torch.Tensor | None = None,
     divisor: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Call the core on operands ([batch,] rows, K) that satisfy their contract."""
     gemm_ops.batched_gemm(
@@ -52,6 +53,7 @@ def run(
         gran_n,
         gran_k,
         library.tag(out.dtype),
+        backend,
         library.threads(None, a),
         library.stream(a),
     )

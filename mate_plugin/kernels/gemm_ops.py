@@ -29,5 +29,6 @@ batched_gemm = library.define(
     "batched_gemm",
     "(Tensor a, Tensor? sa, Tensor b, Tensor? sb, Tensor(a!) out, Tensor? c, Tensor? divisor,"
     " Tensor(b!)? out_scale, int a_tag, int b_tag, int c_tag, int gran_n, int gran_k, int out_tag,"
-    " int num_threads, int stream) -> ()",
+    " str backend, int num_threads, int stream) -> ()",
+    extras=1,
 )

@@ -108,7 +108,19 @@ def gemm_fp8_nt_groupwise(
     check(a, rows, a_scale, b_scale, out, output_scale, gran_k, gran_n)
     if out is None:
         out = torch.empty((a.shape[0], rows.shape[0]), dtype=out_dtype, device=a.device)
-    nt_product(a, b, a_scale, b_scale, out, kind, mn_major, gran_n, gran_k, out_scale=output_scale)
+    nt_product(
+        a,
+        b,
+        a_scale,
+        b_scale,
+        out,
+        kind,
+        mn_major,
+        gran_n,
+        gran_k,
+        out_scale=output_scale,
+        backend=backend,
+    )
     return out
 
 
@@ -124,13 +136,14 @@ def nt_product(
     gran_k: int,
     c: torch.Tensor | None = None,
     out_scale: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> None:
     """``out = (a * a_scale) @ (b * b_scale).T (+ c)`` on checked 2-D operands."""
     if mn_major and a_scale is not None and kind != "tensor":
         a_scale = a_scale.t()
     if mn_major and kind == "blocks":
         b_scale = b_scale.t()
-    run(a, a_scale, b, b_scale, out, gran_n, gran_k, c, out_scale=out_scale)
+    run(a, a_scale, b, b_scale, out, gran_n, gran_k, c, out_scale=out_scale, backend=backend)
 
 
 _W8A16 = {

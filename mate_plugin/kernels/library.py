@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -28,7 +29,7 @@ _TAGS = {
 }
 FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Fake and functional tensors have no memory to hand over; they take torch's dispatcher.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 is_compiling = torch.compiler.is_compiling
 
 
@@ -80,7 +81,7 @@ def stream(tensor: torch.Tensor) -> int:
 
     Also 0 while a graph is traced: the op looks the stream up when it runs.
     """
-    if tensor.is_cpu or is_compiling() or type(tensor) not in _PLAIN:
+    if tensor.is_cpu or is_compiling() or type(tensor) not in PLAIN:
         return 0
     kind = tensor.device.type  # is_cuda is true of musa tensors where torchada is imported
     if kind == "cuda":
@@ -212,6 +213,11 @@ def counters() -> list[Counter]:
             op, impl, calls, nanoseconds = line.split("\t")
             seconds = int(nanoseconds) / 1e9
             rows.append(Counter(op=op, impl=impl, calls=int(calls), seconds=seconds))
+    if (vendor := _vendor_route()) is not None:
+        rows += [
+            Counter(op=op, impl="vendor", calls=calls, seconds=seconds)
+            for op, calls, seconds in vendor.counters()
+        ]
     return sorted(rows, key=lambda row: (row["op"], row["impl"]))
 
 
@@ -219,6 +225,13 @@ def reset_counters() -> None:
     """Sets all counters of this process to zero."""
     for library in modules():
         library.reset_counters()
+    if (vendor := _vendor_route()) is not None:
+        vendor.reset()
+
+
+def _vendor_route() -> Any:
+    """The module of the vendor's calls, once there was a tensor of that device."""
+    return sys.modules.get("mate_plugin.kernels.vendor.route")
 
 
 def _exports_fp8() -> bool:
@@ -255,28 +268,42 @@ def _function(kind: str, name: str) -> Callable[..., Any]:
     return hand_over
 
 
-def entry(name: str) -> Callable[..., Any]:
+def entry(name: str, extras: int = 0) -> Callable[..., Any]:
     """A compiled entry for eager calls; the first argument is a tensor, whose device it runs on.
 
-    A library is loaded at the first call that needs it.
+    A library is loaded at the first call that needs it. On Moore Threads' device the vendor's own
+    package comes first (:mod:`.vendor`). ``extras``: as for :func:`define`.
     """
     found: dict[str, Callable[..., Any]] = {}
 
-    def direct(*arguments: Any) -> Any:
+    def compiled(kind: str, arguments: tuple[Any, ...]) -> Any:
         if _FP8_AS_BYTES:
             arguments = tuple(_as_bytes(a) for a in arguments)
-        first = arguments[0]
-        kind = "cpu" if first.is_cpu else first.device.type
+        if extras:
+            arguments = (*arguments[: -2 - extras], *arguments[-2:])
         function = found.get(kind)
         if function is None:
             function = found[kind] = _function(kind, name)
         return function(*arguments)
 
+    routes: list[Callable[..., Any]] = []
+
+    def direct(*arguments: Any) -> Any:
+        first = arguments[0]
+        kind = "cpu" if first.is_cpu else first.device.type
+        if kind != "musa":
+            return compiled(kind, arguments)
+        if not routes:
+            from mate_plugin.kernels.vendor.route import route
+
+            routes.append(route(name, lambda *operands: compiled(kind, operands)))
+        return routes[0](*arguments)
+
     direct.__name__ = direct.__qualname__ = name
     return direct
 
 
-def define(name: str, signature: str) -> Callable[..., None]:
+def define(name: str, signature: str, extras: int = 0) -> Callable[..., None]:
     """Makes a compiled entry callable from Python and from compiled graphs.
 
     Args:
@@ -284,11 +311,13 @@ def define(name: str, signature: str) -> Callable[..., None]:
         signature: its torch schema without the name, for instance
             ``"(Tensor a, Tensor(a!) out, int num_threads, int stream) -> ()"``. The first argument
             is a tensor and the last two integers are always these.
+        extras: how many arguments before those two the libraries do not take. They are what the
+            published functions say that only the vendor's kernels use.
 
     Returns:
         A function of the same positional arguments.
     """
-    direct = entry(name)
+    direct = entry(name, extras)
 
     def from_graph(*arguments: Any) -> None:
         *operands, wanted, _ = arguments
@@ -303,7 +332,7 @@ def define(name: str, signature: str) -> Callable[..., None]:
     op = getattr(torch.ops.mate_plugin, name).default
 
     def call(*arguments: Any) -> None:
-        if is_compiling() or type(arguments[0]) not in _PLAIN:
+        if is_compiling() or type(arguments[0]) not in PLAIN:
             op(*arguments)
         else:
             direct(*arguments)

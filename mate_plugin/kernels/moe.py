@@ -137,7 +137,8 @@ def route(
     num_slots = topk_ids.shape[0] * topk_ids.shape[1]
     if capacity is None:
         used = min(num_slots, num_local_experts)
-        num_rows = num_slots + used * (alignment - 1)
+        # No more than these; the rows of all experts are whole multiples.
+        num_rows = (num_slots + used * (alignment - 1)) // alignment * alignment
     else:
         num_rows = num_local_experts * capacity
     if not torch.compiler.is_compiling() and max(num_slots, num_rows) >= 2**31:

@@ -53,7 +53,8 @@ def ragged_m_moe_gemm_8bit(
             ``psum_expert``: (E,), end offsets; ``[align_up(info[e-1], alignment_m), info[e])``.
             ``per_expert``: (E,), counts of rows that follow one another without padding.
         out: bfloat16 or float16 (T, N), N contiguous. Rows that belong to no expert stay as they
-            are, and the same rows of A and SA are not read.
+            are, and the same rows of A and SA are not read. (The vendor's kernels on ``musa``
+            promise neither for rows between the experts.)
         gemm_mode: one of the three readings above; None is ``per_token``.
         scale_granularity_mnk: (gm, gn, gk), elements per scale, -1 for a whole dimension.
             (1, 128, 128) (None), (1, 1, 128), (1, -1, -1) (one scale per row and per expert), or
@@ -103,7 +104,8 @@ def masked_moe_gemm_8bit(
     Args:
         input_a: ``(A, SA)``: FP8 (E, M, K), K contiguous, and float32 (E, M, ceil(K/gk)).
         input_b: ``(B, SB)``: FP8 (E, N, K), K contiguous, and float32 (E, ceil(N/gn), ceil(K/gk)).
-        masked_tokens_info: int32 (E,), rows in use. Rows past them are neither read nor written.
+        masked_tokens_info: int32 (E,), rows in use. Rows past them are neither read nor written
+            (which the vendor's kernels on ``musa`` do not promise).
         out: bfloat16 or float16 (E, M, N), N contiguous; None allocates bfloat16.
         scale_granularity_mnk: as for :func:`ragged_m_moe_gemm_8bit`.
         expect_tokens: rows that the caller expects per expert; picks tile sizes on GPUs.

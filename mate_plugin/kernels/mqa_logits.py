@@ -8,6 +8,9 @@ or ``weights`` makes the visible part of its row NaN, one in a key or its scale 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from mate_plugin.kernels import library
@@ -33,7 +36,9 @@ _metadata = library.define(
 _paged_logits = library.define(
     "paged_mqa_logits",
     "(Tensor q, Tensor cache, Tensor weights, Tensor context_lens, Tensor block_table,"
-    " Tensor(a!) out, int q_tag, bool clean, float clean_value, int num_threads, int stream) -> ()",
+    " Tensor(a!) out, int q_tag, bool clean, float clean_value, Tensor schedule_meta,"
+    " int num_threads, int stream) -> ()",
+    extras=1,
 )
 _logits = library.define(
     "mqa_logits",
@@ -41,6 +46,28 @@ _logits = library.define(
     " Tensor(a!) out, int q_tag, int k_tag, bool compressed, bool clean, float clean_value,"
     " int num_threads, int stream) -> ()",
 )
+
+
+def _run(
+    name: str,
+    op: Callable[..., None],
+    operands: tuple[torch.Tensor, ...],
+    out: torch.Tensor | None,
+    shape: tuple[int, int],
+    options: tuple[Any, ...],
+) -> torch.Tensor:
+    """The op on checked arguments, with the result between ``operands`` and ``options``."""
+    device = operands[0].device
+    if out is None and device.type == "musa" and not library.is_compiling():
+        from mate_plugin.kernels.vendor.route import logits
+
+        # The vendor's functions return tensors of their own.
+        if (found := logits(name, *operands, shape[1], *options)) is not None:
+            return found
+    if out is None:
+        out = _new_logits(*shape, device)
+    op(*operands, out, *options)
+    return out
 
 
 def _new_logits(rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -107,14 +134,17 @@ def fp8_paged_mqa_logits(
             ``t < context_lens[b, j]``, in any order over j. 0 and below sees nothing.
         block_table: int32 (batch, max_blocks), any row stride. Entries past a request's length are
             not read. Without index checks, tokens of blocks that do not exist and lengths past
-            the table or ``max_context_len`` count as not visible.
-        schedule_meta: int32 (num_mps + 1, 2) of :func:`get_paged_mqa_logits_metadata`. The CPU
-            splits work by itself and only checks it.
+            the table or ``max_context_len`` count as not visible (the vendor's kernels on ``musa``
+            expect none, and no negative lengths).
+        schedule_meta: int32 (num_mps + 1, 2) of :func:`get_paged_mqa_logits_metadata`. Only the
+            vendor's kernels on ``musa`` follow it; ours split work by themselves.
         max_context_len: columns of the result.
         clean_logits: fill what is not visible with ``clean_value``. Unspecified otherwise.
         clean_value: -inf unless the caller wants another (the published text says zero, which
             would outrank negative logits).
-        out: float32 (batch * next_n, max_context_len), any row stride; written and returned.
+        out: float32 (batch * next_n, max_context_len), any row stride; written and returned. The
+            vendor's kernels write a tensor of their own, which is copied then, and in a compiled
+            graph.
         num_mp: at most so many threads; None takes all.
 
     Returns:
@@ -146,23 +176,17 @@ def fp8_paged_mqa_logits(
         check_blocks(block_table, context_lens, fused_kv_cache.shape[0], block)
         expected = get_paged_mqa_logits_metadata(context_lens, block, schedule_meta.shape[0] - 1)
         check_schedule(schedule_meta, expected)
-    if out is None:
-        rows = q.shape[0] * q.shape[1]
-        out = _new_logits(rows, max_context_len, q.device)
-    _paged_logits(
-        q,
-        fused_kv_cache,
-        weights,
-        context_lens,
-        block_table,
-        out,
+    shape = (q.shape[0] * q.shape[1], max_context_len)
+    operands = (q, fused_kv_cache, weights, context_lens, block_table)
+    options = (
         library.tag(q.dtype),
         clean_logits,
         float(clean_value),
+        schedule_meta,
         library.threads(num_mp, q),
         library.stream(q),
     )
-    return out
+    return _run("paged_mqa_logits", _paged_logits, operands, out, shape, options)
 
 
 def fp8_mqa_logits(
@@ -186,12 +210,13 @@ def fp8_mqa_logits(
         weights: float32 (S, heads), any strides.
         cu_seq_len_k_start: int32 (S,), the first token that row s sees.
         cu_seq_len_k_end: int32 (S,), the token past the last one. Without index checks, what lies
-            outside of the T tokens (or of ``max_seqlen_k``) counts as not visible.
+            outside of the T tokens (or of ``max_seqlen_k``) counts as not visible; the vendor's
+            kernels on ``musa`` expect none.
         clean_logits: fill what is not visible with ``clean_value``. Unspecified otherwise.
         max_seqlen_k: 0, or the width of the compressed form, in which column j of row s is the
             logit of token ``cu_seq_len_k_start[s] + j``; ``clean_logits`` is False then.
         clean_value: -inf unless the caller wants another.
-        out: float32 of the result's shape, any row stride; written and returned.
+        out: float32 of the result's shape, any row stride; written and returned, as above.
         num_mp: at most so many threads; None takes all.
 
     Returns:
@@ -216,17 +241,9 @@ def fp8_mqa_logits(
         )
     if index_checks_enabled():
         check_ranges(cu_seq_len_k_start, cu_seq_len_k_end, k.shape[0], max_seqlen_k)
-    if out is None:
-        columns = max_seqlen_k if max_seqlen_k > 0 else k.shape[0]
-        out = _new_logits(q.shape[0], columns, q.device)
-    _logits(
-        q,
-        k,
-        k_scale,
-        weights,
-        cu_seq_len_k_start,
-        cu_seq_len_k_end,
-        out,
+    shape = (q.shape[0], max_seqlen_k if max_seqlen_k > 0 else k.shape[0])
+    operands = (q, k, k_scale, weights, cu_seq_len_k_start, cu_seq_len_k_end)
+    options = (
         library.tag(q.dtype),
         library.tag(k.dtype),
         max_seqlen_k > 0,
@@ -235,4 +252,4 @@ def fp8_mqa_logits(
         library.threads(num_mp, q),
         library.stream(q),
     )
-    return out
+    return _run("mqa_logits", _logits, operands, out, shape, options)

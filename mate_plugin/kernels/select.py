@@ -20,7 +20,7 @@ _SM90A = frozenset(
         "index_topk",
     }
 )
-GPU_IMPLS = ("portable", "sm90a")
+GPU_IMPLS = ("portable", "sm90a", "vendor")
 _IMPLS = ("auto", *GPU_IMPLS)
 # Below these warps are of other sizes or instructions are missing.
 _LEAST_CAPABILITY = {"cuda": (8, 0), "musa": (3, 1)}
@@ -42,7 +42,8 @@ def choose(
     """Names the implementation of ``op`` on ``device`` and why it is taken or missing.
 
     On a GPU a call whose operands the Hopper kernels do not take is served by the portable ones all
-    the same; the counters of :mod:`.library` tell.
+    the same; the counters of :mod:`.library` tell. On Moore Threads' the vendor's own package comes
+    first, for the calls that it takes (:mod:`.vendor`).
 
     ``capability`` is the GPU's, from callers that know it: torch starts CUDA up to find it, and a
     process that has done so cannot be forked any more.
@@ -65,19 +66,27 @@ def _on_gpu(
     wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
     if wanted not in _IMPLS:
         return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
+    if wanted == "vendor" and kind != "musa":
+        return None, f"MATE_PLUGIN_IMPL=vendor wants a musa device, found {kind}"
+    theirs = ""
+    if kind == "musa" and wanted != "portable" and not _unfit(kind, index, capability):
+        from mate_plugin.kernels.vendor import package
+
+        if not (reason := package.obstacle(op)):
+            return "vendor", package.describe()
+        if wanted == "vendor" and op in package.FUNCTIONS:
+            return None, f"MATE_PLUGIN_IMPL=vendor, but {reason}"
+        theirs = f"{reason}; "
     if reason := library.missing(kind):
-        return None, reason
+        return None, theirs + reason
     if not library.module(kind).implements_function(op):
-        return None, f"this op has no {kind.upper()} kernels in this version"
-    if reason := _unseen(kind):
+        return None, f"{theirs}this op has no {kind.upper()} kernels in this version"
+    if reason := _unfit(kind, index, capability):
         return None, reason
-    capability = capability or getattr(torch, kind).get_device_capability(index)
-    number = ".".join(map(str, capability))
-    least = _LEAST_CAPABILITY[kind]
-    if capability < least:
-        return None, f"expected compute capability {least[0]}.{least[1]} or newer, found {number}"
     if kind != "cuda" or op not in _SM90A:
-        return "portable", "the only kernels of this op"
+        return "portable", f"{theirs}the only kernels of this op"
+    capability = capability or torch.cuda.get_device_capability(index)
+    number = ".".join(map(str, capability))
     if wanted == "sm90a" and capability != (9, 0):
         return None, f"MATE_PLUGIN_IMPL=sm90a wants compute capability 9.0, found {number}"
     if wanted != "auto":
@@ -85,6 +94,18 @@ def _on_gpu(
     if capability == (9, 0):
         return "sm90a", "compute capability 9.0"
     return "portable", f"compute capability {number}"
+
+
+def _unfit(kind: str, index: int | None, capability: tuple[int, int] | None) -> str | None:
+    """Why no kernels run on a device, whosever they are."""
+    if reason := _unseen(kind):
+        return reason
+    capability = capability or getattr(torch, kind).get_device_capability(index)
+    least = _LEAST_CAPABILITY[kind]
+    if capability >= least:
+        return None
+    number = ".".join(map(str, capability))
+    return f"expected compute capability {least[0]}.{least[1]} or newer, found {number}"
 
 
 def _unseen(kind: str) -> str | None:

@@ -1,4 +1,7 @@
-"""A stand-in for torch_musa: the simulated device, and of ``torch.musa`` what SGLang asks of it."""
+"""A stand-in for torch_musa: the simulated device, and of ``torch.musa`` what is asked of it.
+
+Streams have handles and no queues: work runs when it is submitted. A graph records instead.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,22 @@ import sys
 from types import SimpleNamespace
 
 import torch
+from musa_graph import MUSAGraph, graph, launch
+from musa_stream import Event, Stream, current_stream, default_stream, set_stream, stream
 
 torch.ops.load_library(os.environ["FAKE_MUSA_DEVICE"])
 torch.utils.rename_privateuse1_backend("musa")
+__all__ = [
+    "Event",
+    "MUSAGraph",
+    "Stream",
+    "current_stream",
+    "default_stream",
+    "graph",
+    "launch",
+    "set_stream",
+    "stream",
+]
 PROPERTIES = SimpleNamespace(
     name="simulated", major=3, minor=1, multi_processor_count=6, total_memory=1 << 30
 )

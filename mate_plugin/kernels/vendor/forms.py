@@ -1,0 +1,53 @@
+"""How an op's arguments become a call of the vendor's, or the reason why they do not.
+
+The vendor's kernels are taken for what their documentation, their checks and their own tests
+cover. Whatever our contract allows beyond that is refused with a reason: nothing is sent to a
+kernel that might read it otherwise. No form reads a tensor's contents, so that graphs can be
+captured.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+BLOCK = 128
+MOST_ELEMENTS = 2**31
+HALF = (torch.bfloat16, torch.float16)
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+FP8 = (E4M3, E5M2)
+
+
+class Call(NamedTuple):
+    """One call of a published function by the names of its parameters."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+# What an empty result takes.
+NOTHING = Call("", {})
+Form = Call | str
+
+
+def discontiguous(**tensors: torch.Tensor | None) -> str:
+    """Which of the tensors is not contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    return ""
+
+
+def odd(unit: int, **sizes: int) -> str:
+    """Which of the sizes is zero or no multiple of ``unit``."""
+    for name, size in sizes.items():
+        if size == 0 or size % unit:
+            return f"{name} = {size} is no multiple of {unit}"
+    return ""
+
+
+def too_large(*tensors: torch.Tensor) -> str:
+    """For kernels whose offsets are 32-bit."""
+    large = any(tensor.numel() >= MOST_ELEMENTS for tensor in tensors)
+    return "an operand has 2**31 elements or more" if large else ""

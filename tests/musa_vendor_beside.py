@@ -1,0 +1,82 @@
+"""Cases of test_vendor.py: our library beside the vendor's package."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from gemm_cases import BF16, E4M3
+from musa_vendor_calls import musa
+from musa_vendor_grouped import ragged, run_small
+
+from mate_plugin import report
+from mate_plugin.kernels import gemm, library
+from mate_plugin.kernels.vendor import route
+
+
+def ours_takes_the_rest() -> None:
+    """With a library of ours, what the vendor refuses goes there, with the reason once in the log
+    and in the report."""
+    got: list[tuple[Any, ...]] = []
+
+    class Ours:
+        def __getitem__(self, name: str) -> Any:
+            def entry(*arguments: Any) -> Any:
+                got.append((name, *arguments))
+                return 64, 192
+
+            return entry
+
+        def counters(self) -> str:
+            return ""
+
+        def reset_counters(self) -> None:
+            pass
+
+    library._loaded["musa"] = Ours()
+    library.missing = lambda _: None
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    route.logger.addHandler(handler)
+    route.logger.setLevel("INFO")
+    case = ragged([128], n=200)
+    operands = musa((case.a, case.b, case.experts, case.out))
+    for _ in range(3):
+        gemm.ragged_m_moe_gemm_8bit(*operands)
+    assert [one[0] for one in got] == ["ragged_m_gemm"] * 3
+    (line,) = lines
+    assert line.startswith("ragged_m_gemm runs on mate-plugin's kernels: the vendor's mate 0.2.")
+    assert line.endswith("N = 200 is no multiple of 128")
+    (one,) = report.snapshot()["vendor_refusals"]
+    assert (one["op"], one["calls"]) == ("ragged_m_gemm", 3)
+    assert "3 calls on mate-plugin's kernels" in report.explain()
+    report.reset()
+    assert report.snapshot()["vendor_refusals"] == []
+    # What our entries take is what they took: the rest of the call is the vendor's alone.
+    got.clear()
+    a = torch.empty(4, 200, dtype=E4M3, device="musa")
+    scale = torch.ones(4, 2, device="musa")
+    gemm.gemm_fp8_nt_groupwise(a, a, scale, scale[:1])
+    assert len(got[0]) == 1 + 8 + 6 + 2
+    assert "auto" not in got[0][-8:]
+    # The blocks of a signal are of the side that served the call.
+    x = torch.empty(2, 64, 200, dtype=BF16, device="musa")
+    found = gemm.masked_moe_gemm_16bit(
+        x, x, torch.ones(2, dtype=torch.int32, device="musa"), None, enable_overlap=True
+    )
+    assert found[2:] == (64, 1)
+    assert [one[0] for one in got[1:]] == ["masked_gemm", "masked_signal_units"]
+    # Ops that the vendor has nothing for do not ask it.
+    library.entry("top_k")(a)
+    assert got[-1][0] == "top_k"
+    assert len(lines) == 3
+
+
+def counters_reset() -> None:
+    run_small()
+    (row,) = (row for row in library.counters() if row["impl"] == "vendor")
+    assert (row["op"], row["calls"]) == ("ragged_m_gemm", 1)
+    library.reset_counters()
+    assert library.counters() == []
