@@ -64,10 +64,6 @@ def synchronize(_device: object = None) -> None:
     pass
 
 
-def current_stream(_device: object = None) -> SimpleNamespace:
-    return SimpleNamespace(musa_stream=0)
-
-
 def get_device_capability(_device: object = None) -> tuple[int, int]:
     return PROPERTIES.major, PROPERTIES.minor
 
