@@ -16,8 +16,8 @@ import musa_native
 from mate_plugin.kernels import library
 
 DEVICE = "musa"
-# Where libraries are built and kept.
-folder: Path
+# Where libraries are built and kept; set by conftest.py.
+FOLDER = Path()
 
 
 @cache
@@ -26,8 +26,8 @@ def require_device() -> Path:
 
     Skips the module that calls it where there is no compiler.
     """
-    os.environ.update(musa_device.environment(musa_device.build(folder)))
-    native = musa_native.build_on_host(folder)
+    os.environ.update(musa_device.environment(musa_device.build(FOLDER)))
+    native = musa_native.build_on_host(FOLDER)
     spec = importlib.util.spec_from_file_location(
         "torch_musa", musa_device.PACKAGES / "torch_musa.py"
     )
