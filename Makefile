@@ -19,7 +19,7 @@ TORCHVISION_SPEC ?= torchvision==0.28.0
 ARGS ?=
 
 SOURCES := $(shell find csrc cmake configs -type f) CMakeLists.txt pyproject.toml
-CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 STEP = @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,9 @@ test: test-fast test-vllm test-sglang ## all tests: the quick ones, then those t
 
 test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
 	$(STEP) "Tests (kernels, API, commands)"
-	$(PY) -m pytest tests --ignore tests/vllm --ignore tests/sglang -q $(ARGS)
+	$(PY) -m pytest tests --ignore tests/vllm --ignore tests/sglang --ignore tests/musa -q $(ARGS)
+	$(STEP) "Tests (MUSA kernels on a simulated device)"
+	$(PY) -m pytest tests/musa -q $(ARGS)
 
 test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 	$(STEP) "Tests (serving through vLLM)"

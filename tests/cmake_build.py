@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def tools() -> dict[str, str]:
     """cmake and ninja; skips where one is missing."""
     scripts = Path(sysconfig.get_path("scripts"))
-    found = {
-        name: shutil.which(name, path=f"{scripts}:{os.defpath}") for name in ("cmake", "ninja")
-    }
+    folders = f"{scripts}:{os.defpath}"
+    found = {name: shutil.which(name, path=folders) for name in ("cmake", "ninja")}
     if not all(found.values()):
         pytest.skip("needs cmake and ninja")
     return {name: str(path) for name, path in found.items()}

@@ -94,23 +94,28 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
+def host_command() -> list[str]:
+    """g++ and the options with which it compiles kernels for the host; skips without it."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler for the kernels on the host")
+    # Products are rounded where the sources say so; jumps from stack to stack are meant.
+    options = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DMATE_MUSA"]
+    return [compiler, "-x", "c++", *options, f"-I{SIMT}", f"-I{CSRC}"]
+
+
 def build_on_host(folder: Path, *, sanitize: bool = False) -> Path:
     """libmate_musa.so for the host in a folder below ``folder``; skips without a compiler.
 
     With ``sanitize`` under AddressSanitizer, which has to be loaded before Python is.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler for the kernels on the host")
     include, link = tvm_ffi_options()
-    options = ["-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-march=native", "-O2"]
-    # Products are rounded where the sources say so; jumps from stack to stack are meant.
-    options += ["-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DMATE_MUSA"]
-    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    compiler, *options = host_command()
+    options += ["-fPIC", "-fvisibility=hidden", *include]
     if sanitize:
         options += ["-fsanitize=address", "-g1", "-fno-omit-frame-pointer"]
         link = [*link, "-fsanitize=address"]
-    options += [f"-I{path}" for path in (SIMT, CSRC)] + include
 
     def make(objects: Path, library: Path) -> None:
         files = [*sources(), SIMT / "simt.cpp"]

@@ -1,4 +1,4 @@
-"""The MUSA branch of ``csrc/gpu`` as clang reads it, against the declarations of ``musa_stubs/``."""
+"""The MUSA branch of ``csrc/gpu`` as clang reads it against what ``musa_stubs/`` declares."""
 
 from __future__ import annotations
 

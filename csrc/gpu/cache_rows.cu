@@ -186,8 +186,8 @@ void gather_keys(const GatherKeys& p, const ContextLens& lens, const Launch& lau
     // No more than are at work at once, each of which counts rows once.
     const int64_t blocks =
         std::min(blocks_of(p.rows, kThreads), int64_t{launch.num_sms} * (2048 / kThreads));
-    launch_kernel("gather_k", gather_keys_kernel<T>,
-                  {grid_of(blocks, kThreads, launch), kThreads}, launch, gather);
+    launch_kernel("gather_k", gather_keys_kernel<T>, {grid_of(blocks, kThreads, launch), kThreads},
+                  launch, gather);
   });
 }
 

@@ -4,7 +4,8 @@
 //     blockDim gridDim  __syncthreads __syncthreads_or __syncwarp __threadfence  __ballot_sync
 //     __shfl_sync __shfl_up_sync __shfl_xor_sync  __popc __ffs __clz  __float_as_uint
 //     __uint_as_float  atomicAdd and atomicMax of 32 bits  uint2 uint4 float2 float4 and make_*
-//     expf fabsf fmaf fminf sqrtf memcpy  __half, a bfloat16, and their conversions from and to float
+//     expf fabsf fmaf fminf sqrtf memcpy  __half, a bfloat16, and their conversions from and to
+//     float
 // What only one of them has is behind the functions below or in the folders cuda/ and sm90a/.
 #pragma once
 
@@ -38,7 +39,8 @@ using Bf16 = __mt_bfloat16;
 using Bf16 = __nv_bfloat16;
 #endif
 
-// Of any integers: the dialects differ in which they have functions for.
+#ifdef MATE_MUSA
+// Of any integers: it is not known for which there are functions.
 template <typename T>
 MATE_ANYWHERE constexpr T min(T a, T b) {
   return b < a ? b : a;
@@ -47,6 +49,7 @@ template <typename T>
 MATE_ANYWHERE constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
+#endif
 
 __device__ inline __half half_of_bits(uint32_t bits) {
 #ifdef MATE_MUSA

@@ -140,24 +140,24 @@ void launch_permute(const Permute& p, const Op& op, const Launch& launch) {
   const int log_team = std::min(log_above(blocks_of(width, kCopies)), 5);
   const bool by_token = p.row_of_slot != nullptr;
   const int64_t num_rows = by_token ? p.num_slots / p.topk : p.num_rows;
-  for_launches(
-      num_rows, blocks_of(width, kCopies << log_team),
-      [&](int64_t row, int64_t rows, int64_t part, int64_t num_parts) {
-        const Copies copies{p,
-                            p.hidden.row_stride * size / access,
-                            p.rows.row_stride * size / access,
-                            width,
-                            Divider(p.topk),
-                            Divider(num_parts),
-                            row,
-                            part,
-                            static_cast<uint32_t>(rows * num_parts),
-                            log_team};
-        const int64_t blocks = blocks_of(copies.num_parts, kThreads >> log_team);
-        auto* kernel = by_token ? permute_tokens_kernel<T, Op> : permute_rows_kernel<T, Op>;
-        launch_kernel("moe_permute", kernel, {grid_of(blocks, kThreads, launch), kThreads}, launch,
-                      copies, op);
-      });
+  for_launches(num_rows, blocks_of(width, kCopies << log_team),
+               [&](int64_t row, int64_t rows, int64_t part, int64_t num_parts) {
+                 const Copies copies{p,
+                                     p.hidden.row_stride * size / access,
+                                     p.rows.row_stride * size / access,
+                                     width,
+                                     Divider(p.topk),
+                                     Divider(num_parts),
+                                     row,
+                                     part,
+                                     static_cast<uint32_t>(rows * num_parts),
+                                     log_team};
+                 const int64_t blocks = blocks_of(copies.num_parts, kThreads >> log_team);
+                 auto* kernel =
+                     by_token ? permute_tokens_kernel<T, Op> : permute_rows_kernel<T, Op>;
+                 launch_kernel("moe_permute", kernel, {grid_of(blocks, kThreads, launch), kThreads},
+                               launch, copies, op);
+               });
 }
 
 }  // namespace

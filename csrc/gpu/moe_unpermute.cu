@@ -92,17 +92,16 @@ __global__ void __launch_bounds__(kSumThreads, 8) unpermute_kernel(Sums s) {
 template <DType in, DType out, int n>
 void launch_sums(const Sums& sums, const Launch& launch) {
   const int64_t parts = blocks_of(sums.p.cols, kSumThreads * n);
-  for_launches(
-      sums.p.num_tokens, parts,
-      [&](int64_t token, int64_t tokens, int64_t part, int64_t num_parts) {
-        Sums s = sums;
-        s.parts_per_row = Divider(num_parts);
-        s.first_token = token;
-        s.first_part = part;
-        s.num_parts = static_cast<uint32_t>(tokens * num_parts);
-        launch_kernel("moe_unpermute", unpermute_kernel<in, out, n>,
-                      {grid_of(s.num_parts, kSumThreads, launch), kSumThreads}, launch, s);
-      });
+  for_launches(sums.p.num_tokens, parts,
+               [&](int64_t token, int64_t tokens, int64_t part, int64_t num_parts) {
+                 Sums s = sums;
+                 s.parts_per_row = Divider(num_parts);
+                 s.first_token = token;
+                 s.first_part = part;
+                 s.num_parts = static_cast<uint32_t>(tokens * num_parts);
+                 launch_kernel("moe_unpermute", unpermute_kernel<in, out, n>,
+                               {grid_of(s.num_parts, kSumThreads, launch), kSumThreads}, launch, s);
+               });
 }
 
 void launch_unpermute(const Sums& sums, const Launch& launch) {

@@ -258,9 +258,10 @@ void top_k_in_segments(const TopKRows& p, int per_row, const Launch& launch) {
   const Scratch scratch(of_segments + units * sizeof(uint32_t), launch);
   s.found.words = scratch.at<uint32_t>();
   s.counts = scratch.at<uint32_t>(of_segments);
-  launch_kernel("top_k", collect_kernel, {grid_of(units, kThreads, launch), kThreads}, launch, p, s);
-  launch_kernel("top_k", finish_kernel, {grid_of(p.num_rows, kThreads, launch), kThreads}, launch, p,
+  launch_kernel("top_k", collect_kernel, {grid_of(units, kThreads, launch), kThreads}, launch, p,
                 s);
+  launch_kernel("top_k", finish_kernel, {grid_of(p.num_rows, kThreads, launch), kThreads}, launch,
+                p, s);
 }
 
 void top_k_of_short_rows(const TopKRows& p, int64_t positions, const Launch& launch) {

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    musa_contract.folder = Path(config.cache.mkdir("musa"))
+    musa_contract.FOLDER = Path(config.cache.mkdir("musa"))
 
 
 @pytest.fixture(autouse=True)

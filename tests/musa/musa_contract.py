@@ -14,8 +14,8 @@ import musa_device
 import musa_native
 
 DEVICE = "musa"
-# Where libraries are built and kept.
-folder = Path()
+# Where libraries are built and kept; set by conftest.py.
+FOLDER = Path()
 
 
 @cache
@@ -24,8 +24,8 @@ def require_device() -> Path:
 
     Skips the module that calls it where there is no compiler.
     """
-    native = musa_native.build_on_host(folder)
-    os.environ.update(musa_device.environment(musa_device.build(folder), native))
+    native = musa_native.build_on_host(FOLDER)
+    os.environ.update(musa_device.environment(musa_device.build(FOLDER), native))
     sys.path.insert(0, str(musa_device.PACKAGES))
     importlib.import_module("torch_musa")
     return native

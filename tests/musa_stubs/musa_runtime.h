@@ -42,8 +42,8 @@ __device__ void __syncwarp(unsigned mask = 0xffffffff);
 __device__ void __threadfence();
 __device__ unsigned __ballot_sync(unsigned, int);
 
-#define MATE_STUB_SHUFFLES(type)                                         \
-  __device__ type __shfl_sync(unsigned, type, int, int = 32);            \
+#define MATE_STUB_SHUFFLES(type)                                          \
+  __device__ type __shfl_sync(unsigned, type, int, int = 32);             \
   __device__ type __shfl_up_sync(unsigned, type, unsigned int, int = 32); \
   __device__ type __shfl_xor_sync(unsigned, type, int, int = 32)
 MATE_STUB_SHUFFLES(int);

@@ -94,8 +94,7 @@ T __shfl_sync(unsigned, T mine, int lane) {
 }
 template <typename T>
 T __shfl_up_sync(unsigned, T mine, unsigned step) {
-  return simt::value_of(simt::Meeting::kShuffleUp, mine,
-                        simt::now->lane - static_cast<int>(step));
+  return simt::value_of(simt::Meeting::kShuffleUp, mine, simt::now->lane - static_cast<int>(step));
 }
 template <typename T>
 T __shfl_xor_sync(unsigned, T mine, int mask) {

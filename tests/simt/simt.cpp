@@ -30,6 +30,10 @@ constexpr size_t kStack = 1 << 20;
 constexpr size_t kStack = 1 << 18;
 #endif
 
+#ifndef SIMT_CAPABILITY
+#define SIMT_CAPABILITY 31
+#endif
+
 // Of a warp or of a block.
 struct Gathering {
   int live, arrived;
@@ -257,10 +261,10 @@ musaError_t musaDeviceGetAttribute(int* value, musaDeviceAttr which, int device)
       *value = 6;
       return musaSuccess;
     case musaDevAttrComputeCapabilityMajor:
-      *value = 3;
+      *value = SIMT_CAPABILITY / 10;
       return musaSuccess;
     case musaDevAttrComputeCapabilityMinor:
-      *value = 1;
+      *value = SIMT_CAPABILITY % 10;
       return musaSuccess;
   }
   return musaErrorInvalidValue;
