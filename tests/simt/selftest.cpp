@@ -12,7 +12,7 @@ namespace {
 using mate::gpu::launch_kernel;
 
 constexpr mate::gpu::Launch kLaunch{nullptr, 0, 6, 0};
-std::vector<std::function<void()>> recorded;
+std::vector<uint64_t> recorded;
 
 // Sums over the block in the order of a tree, by way of shared memory and of lanes.
 __global__ void sum(const int* x, int* out) {
@@ -59,7 +59,7 @@ void print_sums() {
 
 void print_recorded() {
   std::vector<int> x(64, 1), out(1, 5);
-  simt_set_recorder([](void*, std::function<void()> work) { recorded.push_back(std::move(work)); });
+  simt_set_recorder([](uint64_t number, void*) { recorded.push_back(number); });
   mate::gpu::fill_bytes(out.data(), 0, sizeof(int), kLaunch, "out");
   launch_kernel("sum", sum, {1, 64}, kLaunch, x.data(), out.data());
   simt_set_recorder(nullptr);
@@ -67,7 +67,7 @@ void print_recorded() {
   for (int value : {1, 2}) {
     std::printf(" %d", out[0]);
     for (int& one : x) one = value;
-    for (auto& work : recorded) work();
+    for (uint64_t number : recorded) simt_run(number);
   }
   std::printf(" %d\n", out[0]);
 }

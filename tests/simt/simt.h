@@ -61,8 +61,12 @@ void launch(unsigned blocks, unsigned threads, size_t shared, musaStream_t strea
 
 }  // namespace simt
 
-// From now on `recorder` gets the work of streams in place of its being run, in the order of the
-// calls; null ends that. Arguments were copied: work may run later and any number of times, as long
-// as the memory it names is there.
-extern "C" __attribute__((visibility("default"))) void simt_set_recorder(
-    void (*recorder)(void* stream, std::function<void()> work));
+extern "C" {
+// From now on the work of streams is kept and not run: `recorder` gets its number and the stream,
+// in the order of the calls. Null ends that.
+__attribute__((visibility("default"))) void simt_set_recorder(void (*recorder)(uint64_t number,
+                                                                               void* stream));
+// Runs what was kept, any number of times. Arguments were copied; the memory that they name has to
+// be there.
+__attribute__((visibility("default"))) void simt_run(uint64_t number);
+}

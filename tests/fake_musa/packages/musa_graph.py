@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 _recording: MUSAGraph | None = None
+# Of libraries whose kernels ``launch`` gets while they are on.
+recorders: list[Callable[[bool], None]] = []
 
 
 class MUSAGraph:
@@ -52,9 +54,13 @@ def graph(recorded: MUSAGraph, *, stream: Stream | None = None, **_options: obje
     global _recording
     with on_stream(stream or Stream()), _Operators(recorded):
         _recording = recorded
+        for switch in recorders:
+            switch(True)
         try:
             yield
         finally:
+            for switch in recorders:
+                switch(False)
             _recording = None
 
 
