@@ -105,15 +105,16 @@ def host_command() -> list[str]:
     return [compiler, "-x", "c++", *options, f"-I{SIMT}", f"-I{CSRC}"]
 
 
-def build_on_host(folder: Path, *, sanitize: bool = False) -> Path:
+def build_on_host(folder: Path) -> Path:
     """libmate_musa.so for the host in a folder below ``folder``; skips without a compiler.
 
-    With ``sanitize`` under AddressSanitizer, which has to be loaded before Python is.
+    ``MATE_TEST_SANITIZE=1`` makes it one for AddressSanitizer, which has to be loaded before Python
+    is: ``LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0``.
     """
     include, link = tvm_ffi_options()
     compiler, *options = host_command()
     options += ["-fPIC", "-fvisibility=hidden", *include]
-    if sanitize:
+    if os.environ.get("MATE_TEST_SANITIZE"):
         options += ["-fsanitize=address", "-g1", "-fno-omit-frame-pointer"]
         link = [*link, "-fsanitize=address"]
 

@@ -37,6 +37,11 @@ def test_threads_that_have_returned_are_not_waited_for(selftest: Path) -> None:
     assert said(selftest, "few") == str(0b10101)
 
 
+def test_a_missing_barrier_shows(selftest: Path) -> None:
+    """Whichever threads come too early, in some block it is their turn first."""
+    assert said(selftest, "no barrier") == "1 1"
+
+
 @pytest.mark.parametrize("what", ["calls", "barriers"])
 def test_threads_that_wait_in_different_calls_are_found(selftest: Path, what: str) -> None:
     wanted = "simulated kernel: threads wait for one another in different calls"

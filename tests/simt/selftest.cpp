@@ -33,6 +33,13 @@ __global__ void few(unsigned count, unsigned* ballot) {
   if (threadIdx.x == 0) *ballot = bits;
 }
 
+// Without the barrier that it lacks, the first warp may read before the second has written.
+__global__ void without_a_barrier(int* out) {
+  __shared__ int written[64];
+  written[threadIdx.x] = static_cast<int>(blockIdx.x + 1);
+  out[blockIdx.x * 64 + threadIdx.x] = written[63 - threadIdx.x];
+}
+
 __global__ void in_different_calls() {
   if (threadIdx.x % 2 == 0) {
     __syncwarp();
@@ -83,6 +90,14 @@ int main(int, char** argv) {
       unsigned ballot = 0;
       launch_kernel("few", few, {1, 64}, kLaunch, 5u, &ballot);
       std::printf("%u\n", ballot);
+    }
+    if (name == "no barrier") {
+      constexpr int kBlocks = 16;
+      std::vector<int> out(kBlocks * 64);
+      launch_kernel("", without_a_barrier, {kBlocks, 64}, kLaunch, out.data());
+      bool early[2] = {};  // threads of either half that read what was not yet written
+      for (int i = 0; i < kBlocks * 64; ++i) early[i % 64 / 32] |= out[i] != i / 64 + 1;
+      std::printf("%d %d\n", early[0], early[1]);
     }
     if (name == "different calls") launch_kernel("", in_different_calls, {1, 32}, kLaunch);
     if (name == "different barriers") launch_kernel("", in_one_warp_only, {1, 64}, kLaunch);

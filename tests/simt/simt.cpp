@@ -7,9 +7,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -129,14 +132,28 @@ void resume(Fiber& fiber) {
   if (_setjmp(scheduler) == 0) start(fiber);
 }
 
+// Turns of the warps of a block and of the lanes of a warp, in another order for each block:
+// threads that should have waited for others do not always come after them. SIMT_SEED gives others.
+struct Turns {
+  int warps[kMostThreads / kWarp], lanes[kWarp];
+  std::minstd_rand random{std::getenv("SIMT_SEED") ? std::stoul(std::getenv("SIMT_SEED")) : 1};
+
+  void shuffle(int num_warps) {
+    std::iota(warps, warps + num_warps, 0);
+    std::iota(lanes, lanes + kWarp, 0);
+    std::shuffle(warps, warps + num_warps, random);
+    std::shuffle(lanes, lanes + kWarp, random);
+  }
+} turns;
+
 // Lets the lanes of a warp run until all of them wait for other warps.
 bool run_warp(int warp, int threads) {
-  const int first = warp * kWarp, end = std::min(first + kWarp, threads);
   bool any = false;
   for (bool more = true; more && failure.empty();) {
     more = false;
-    for (int i = first; i < end; ++i) {
-      if (!fibers[i].is_ready()) continue;
+    for (int lane : turns.lanes) {
+      const int i = warp * kWarp + lane;
+      if (i >= threads || !fibers[i].is_ready()) continue;
       resume(fibers[i]);
       more = any = true;
     }
@@ -159,9 +176,10 @@ void run_block(int threads) {
     fiber.is_done = false;
     fiber.awaited = nullptr;
   }
+  turns.shuffle(num_warps);
   while (whole.live > 0) {
     bool any = false;
-    for (int w = 0; w < num_warps; ++w) any |= run_warp(w, threads);
+    for (int i = 0; i < num_warps; ++i) any |= run_warp(turns.warps[i], threads);
     if (!any && failure.empty()) failure = "threads wait for others that never come";
     if (failure.empty()) continue;
     for (Fiber& fiber : fibers) fiber.started = false;  // to be abandoned where they are

@@ -45,7 +45,8 @@ struct Places {
   static_assert(kNumbers == 8, "two words of bytes");
   uint32_t words[kWarp][2];
 
-  // For a whole block of threads; scratch is shared memory and free again at the next barrier.
+  // For a whole block of threads, which meet in it; scratch is shared memory and free again at the
+  // next barrier.
   __device__ void learn(float (&scratch)[kSide * kSide]) {
     for (int i = threadIdx.x; i < kSide * kSide; i += blockDim.x) {
       scratch[i] = static_cast<float>(i);
