@@ -89,6 +89,8 @@ def _register(engine: str) -> None:
         _stop(str(error))
     logger = logging.getLogger(_LOGGERS[engine])
     logger.setLevel(conf.log_level.upper())
+    # What the kernels say goes where the engine's own words go.
+    logging.getLogger("mate_plugin").parent = logger
     if not conf.enabled:
         _say(logger, logging.INFO, "mate-plugin: off (enabled is false)")
         return

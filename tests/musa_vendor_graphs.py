@@ -7,7 +7,7 @@ from typing import Any
 import indexer_cases
 import pytest
 import torch
-from gemm_cases import assert_within, magnitude
+from gemm_cases import BF16, Maker, assert_within, magnitude
 from musa_vendor_calls import musa, served
 from musa_vendor_grouped import check_ragged, ragged
 from musa_vendor_indexer import check_paged
@@ -72,6 +72,37 @@ def graphs() -> None:
         graph.replay()
         paged_case.context_lens = torch.tensor(new, dtype=torch.int32)
         check_paged(paged_case, logits)
+
+
+def graphs_of_other_calls() -> None:
+    """The same of counts per expert with their signal, and of ranges of keys."""
+    make = Maker(14)
+    a, b = make.normal(3, 140, 128, dtype=BF16), make.normal(3, 256, 128, dtype=BF16)
+    counts = torch.tensor([140, 3, 0], dtype=torch.int32, device="musa")
+    graph = torch.musa.MUSAGraph()
+    with torch.musa.graph(graph):
+        out, signal, _, threshold = gemm.masked_moe_gemm_16bit(
+            *musa((a, b)), counts, None, enable_overlap=True
+        )
+    counts.copy_(torch.tensor([0, 140, 128], dtype=torch.int32))
+    graph.replay()
+    used = torch.arange(140) < counts.cpu()[:, None]
+    want, size = (
+        oracle.masked(x, y, counts.cpu()) for x, y in ((a, b), (magnitude(a), magnitude(b)))
+    )
+    assert_within(out.cpu()[used], want[used], size[used], 128)
+    assert (signal.cpu()[:6] // threshold).tolist() == [0, 0, 1, 1, 1, 0]
+
+    flat = indexer_cases.flat_case(15, 5, 150, 32, 64)
+    operands = musa((flat.q, flat.kv, flat.weights, flat.start, flat.end))
+    graph = torch.musa.MUSAGraph()
+    with torch.musa.graph(graph):
+        logits = deep_gemm.fp8_mqa_logits(*operands)
+    flat.start, flat.end = torch.zeros_like(flat.start), flat.start
+    operands[3].copy_(flat.start)
+    operands[4].copy_(flat.end)
+    graph.replay()
+    indexer_cases.assert_close(logits.cpu(), flat.reference(), flat.magnitude(), 64, 32)
 
 
 def a_graph_refuses_reads() -> None:

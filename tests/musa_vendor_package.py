@@ -13,6 +13,7 @@ from musa_vendor_grouped import NEWER, ragged, run_small
 from mate_plugin import doctor_musa
 from mate_plugin.kernels import gemm, library, select
 from mate_plugin.kernels.vendor import package
+from mate_plugin.layers import plan
 
 
 def choices() -> None:
@@ -116,6 +117,28 @@ def lacking_a_function() -> None:
     x = torch.empty(1, 128, 128, dtype=E4M3, device="musa")
     one = torch.ones(1, device="musa")
     refused("has no bmm_fp8", lambda: gemm.bmm_fp8(x, x.mT, one, one, BF16))
+
+
+def errors_are_not_swallowed() -> None:
+    """What the vendor raises for a form that it should serve reaches the caller."""
+    import mate.gemm
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("musaErrorLaunchFailure")
+
+    found = package.find()
+    found.functions["ragged_m_moe_gemm_8bit"] = broken
+    with pytest.raises(RuntimeError, match="musaErrorLaunchFailure"):
+        run_small()
+    assert not [row for row in library.counters() if row["impl"] == "vendor"]
+    assert mate.gemm.ragged_m_moe_gemm_8bit is not broken
+
+
+def layers_take_the_layout_that_is_read() -> None:
+    found = plan.plan_experts("musa")
+    assert (found.gemm_mode, found.alignment_m, found.impl) == ("per_token", 128, "vendor")
+    assert plan.plan_experts("musa", gemm_mode="psum_expert").gemm_mode == "psum_expert"
+    assert not found.fused
 
 
 def the_doctor_tells() -> None:

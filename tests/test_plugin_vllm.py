@@ -30,6 +30,8 @@ def test_the_plugin_module_imports_nothing_that_can_fail():
 INSTALLED = """
 from mate_plugin.plugin import register_vllm
 register_vllm()
+import logging
+assert logging.getLogger("mate_plugin").parent.name == "vllm.mate_plugin"
 from mate_plugin import report
 hooks = {hook.name: hook.installed for hook in report.hooks()}
 filled = {"vllm.moe": True, "vllm.linear": True, "vllm.sparse": True}

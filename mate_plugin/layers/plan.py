@@ -109,7 +109,8 @@ def plan_experts(
 
     "auto" keeps 16-bit activations and packs the rows of each expert (``per_expert``, alignment 1)
     on a CPU. ``alignment_m=None`` packs rows there too, in each mode. On a GPU "auto" takes
-    ``psum_expert`` and rounds activations to FP8 beside FP8 weights; None aligns rows to 128.
+    ``psum_expert`` (``per_token`` for the vendor's kernels on MUSA) and rounds activations to FP8
+    beside FP8 weights; None aligns rows to 128.
     Weights of 16 bits leave no choice of ``activation``: there is no GEMM of 16 by 8 bits.
 
     Raises ValueError naming the argument, or NotImplementedError where the device has no kernels.
@@ -136,6 +137,9 @@ def plan_experts(
         raise ValueError(f"limit: expected a positive number or None, got {limit}")
     op = "masked_gemm" if mode == "masked" else "ragged_m_gemm"
     choice = implementation(op, device, capability)
+    if gemm_mode == "auto" and choice[0] == "vendor":
+        # The layout that its kernels read in every release; the others would be turned into it.
+        mode = "per_token"
     return ExpertsPlan(chosen, mode, alignment, tuple(block), limit, *choice, weight_bits)  # type: ignore[arg-type]
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import deep_gemm
+import musa_dsa
+import musa_vendor
 import pytest
 import torch
 import torch_musa
@@ -232,6 +236,27 @@ def our_scores() -> None:
     dsa = Dsa()
     dsa.step("EXTEND", {0: 80, 1: 20})
     dsa.step("DECODE", {0: 1, 1: 1})
+
+
+def the_vendors_scores() -> None:
+    """Our functions in SGLang's slots send the scores to the vendor's package."""
+    from mate_plugin import report
+    from mate_plugin.indexer import sglang_scores
+
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, str(musa_vendor.install(Path(folder), "0.2.2")))
+        assert load().installed
+        hooks = {hook.name: hook for hook in report.hooks()}
+        assert hooks[sglang_scores.NAME].installed
+        assert hooks[sglang_scores.NAME].reason.endswith("vendor, the vendor's mate 0.2.2")
+        musa_dsa.HEADS = 32  # which the vendor's kernels are made for
+        dsa = Dsa()
+        dsa.step("EXTEND", {0: 80, 1: 20})
+        dsa.step("DECODE", {0: 1, 1: 1})
+    assert [name for name, _ in deep_gemm.calls] == [SCHEDULE, "fp8_paged_mqa_logits"]
+    found = {row["op"]: row["calls"] for row in report.counters() if row["impl"] == "vendor"}
+    assert found == {"mqa_logits": 1, "paged_mqa_metadata": 1, "paged_mqa_logits": 1}
+    assert not report.vendor_refusals()
 
 
 def a_forward_of_its_own() -> None:

@@ -37,6 +37,7 @@ CASES = (
     "idle",
     "slots_for_attention",
     "our_scores",
+    "the_vendors_scores",
     "a_forward_of_its_own",
     "a_release_without_a_target",
     "other_platforms",

@@ -19,9 +19,8 @@ from mate_plugin.kernels.vendor.forms import (
 )
 from mate_plugin.kernels.vendor.package import Vendor
 
-_MODES = ("per_token", "psum_expert", "per_expert")
-# Before it the layout of running ends raises and most layouts do not look at num_mp.
-_COMPLETE = (0, 2, 6)
+# Before it the layouts that name an expert do not look at num_mp.
+_HONOURS_NUM_MP = (0, 2, 6)
 
 
 def _bits(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, bits16_out: bool) -> int | str:
@@ -65,7 +64,11 @@ def ragged_m_gemm(
     num_mp: int,
     _stream: int,
 ) -> Form:
-    """The three layouts of rows; running ends become the expert of each row before 0.2.6."""
+    """The three layouts of rows.
+
+    Running ends become the expert of each row: release 0.2.2 raises for them, and what later ones
+    take between two experts is not documented.
+    """
     if out.numel() == 0:
         return NOTHING
     bits = _bits(a, b, out, True)
@@ -89,16 +92,16 @@ def ragged_m_gemm(
             return f"alignment_m is {align}, expected 128 or 256"
         if a.shape[0] % align:
             return f"the number of rows is no multiple of alignment_m = {align}"
-        if num_mp and not vendor.since(*_COMPLETE):
+        if num_mp and not vendor.since(*_HONOURS_NUM_MP):
             return "num_mp has no effect on it before 0.2.6"
-        if mode == 1 and not vendor.since(*_COMPLETE):
-            info, mode = expert_of_row(info, a.shape[0], align), 0
+        if mode == 1:
+            info = expert_of_row(info, a.shape[0], align)
     arguments: dict[str, Any] = {
         "input_a": a if sa is None else (a, sa),
         "input_b": b if sb is None else (b, sb),
         "ragged_tokens_info": info,
         "out": out,
-        "gemm_mode": _MODES[mode],
+        "gemm_mode": "per_expert" if by_count else "per_token",
         "major_b_mode": "N" if n_major else "K",
         "num_mp": num_mp or None,
     }
