@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from mate_plugin import config, doctor, doctor_cuda
+from mate_plugin import config, doctor, doctor_gpus
 from mate_plugin.config import ConfigError, load
 from mate_plugin.kernels import gemm, library, moe, quant, select
 from mate_plugin.kernels.mqa_logits import get_paged_mqa_logits_metadata
@@ -185,7 +185,7 @@ def test_the_doctor_tells_whether_engines_were_asked_to_use_it(
     environ = {"MATE_PLUGIN_CUDA_MOE": "1"} if wanted else {}
     monkeypatch.setattr(config, "settings", lambda: load(environ))
     machine()
-    moe, linear = doctor_cuda.opt_ins()
+    moe, linear = doctor_gpus.opt_ins()
     ours = "8-bit x 8-bit, psum_expert/128, sm90a: compute capability 9.0"
     assert moe.state == linear.state == "ok"
     if wanted:
@@ -195,7 +195,7 @@ def test_the_doctor_tells_whether_engines_were_asked_to_use_it(
         assert moe.text.endswith(f"MATE_PLUGIN_CUDA_MOE=1 would take ours ({ours})")
     assert linear.text.startswith("off, ")
     machine(None)
-    moe, _ = doctor_cuda.opt_ins()
+    moe, _ = doctor_gpus.opt_ins()
     assert moe.state == ("note" if wanted else "ok")
     assert "sees no GPU" in moe.text
 

@@ -60,7 +60,9 @@ def build(kind: str, source: Path) -> Built:
                 return Built(None, f"{log}{error}\n")
             log += f"$ {' '.join(command)}\n{done.stdout}"
             if done.returncode:
-                return Built(None, log)
+                # What the compiler said of a first file, which CMake only points to.
+                trials = (path.read_text() for path in Path(folder).glob("*_trial.txt"))
+                return Built(None, "\n".join((log, *trials)))
         found = next(Path(folder).rglob(name), None)
         if found is None:
             return Built(None, f"{log}no {name} was made\n")
