@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mate_plugin import __version__
-from mate_plugin.doctor_gpus import opt_ins
 from mate_plugin.doctor_engines import engines, hooks
+from mate_plugin.doctor_gpus import opt_ins
 from mate_plugin.doctor_musa import vendor
 from mate_plugin.findings import Finding, State, one_line, version
 
