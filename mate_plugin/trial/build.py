@@ -72,6 +72,5 @@ def build(kind: str, source: Path) -> Built:
 
 
 def _tvm_ffi() -> str:
-    from tvm_ffi.libinfo import find_cmake_path
-
-    return str(find_cmake_path())
+    command = [sys.executable, "-m", "tvm_ffi.config", "--cmakedir"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
