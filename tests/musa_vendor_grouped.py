@@ -132,6 +132,7 @@ def ragged_m_refused() -> None:
         assert seen.num_mp == 2
     else:
         refused("num_mp has no effect on it before 0.2.6", lambda: run(a, b, info, out, num_mp=2))
+    refused("there are no experts", lambda: run(a, (b[0][:0], b[1][:0]), info, out))
     wide = ragged([128, 256], types=(BF16, BF16))
     half = torch.empty(384, 256, dtype=FP16, device="musa")
     refused(
