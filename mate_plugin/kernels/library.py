@@ -9,6 +9,7 @@ same call becomes the opaque op ``mate_plugin::<name>``.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -173,16 +174,16 @@ def _load(device_type: str) -> Any:
     library = tvm_ffi.load_module(str(find(LIBRARIES[device_type])))
     if device_type == "cpu":
         library.isa()
-    if device_type == "musa":
-        library.use_allocator(_lend)
+    if library.implements_function("use_allocator"):
+        library.use_allocator(functools.partial(_lend, device_type))
     return library
 
 
-def _lend(size: int, index: int) -> Any:
-    """Memory for the length of a call on musa, from torch, whose allocator knows of captures."""
+def _lend(device_type: str, size: int, index: int) -> Any:
+    """Memory for the length of a call, from torch, whose allocator knows of captures."""
     import tvm_ffi
 
-    memory = torch.empty(size, dtype=torch.uint8, device=torch.device("musa", index))
+    memory = torch.empty(size, dtype=torch.uint8, device=torch.device(device_type, index))
     return tvm_ffi.from_dlpack(memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,20 @@ import gpu_contract
 import pytest
 import torch
 
+from mate_plugin.kernels import library
+
 HERE = Path(__file__).resolve().parent
+
+
+def _take_instead(built: Path) -> None:
+    """The MUSA branch of our kernels, as nvcc compiles it (musa_native.build_for_nvidia), serves
+    the tensors of an NVIDIA GPU."""
+    elsewhere = library.find
+    library.find = lambda name: built if name == library.LIBRARIES["cuda"] else elsewhere(name)
+
+
+if branch := os.environ.get("MATE_TEST_MUSA_BRANCH"):
+    _take_instead(Path(branch))
 
 
 @pytest.fixture(autouse=True)
