@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
+import indexer_cases
 import torch
 from gemm_cases import BF16, E4M3
+from layer_oracle import MoeWeights
 from musa_vendor_calls import musa
-from musa_vendor_grouped import ragged, run_small
+from musa_vendor_grouped import check_ragged, ragged, run_small
+from musa_vendor_indexer import check_paged, paged
 
 from mate_plugin import report
 from mate_plugin.kernels import gemm, library
 from mate_plugin.kernels.vendor import route
+from mate_plugin.layers.experts import Experts
 
 
 def ours_takes_the_rest() -> None:
@@ -80,3 +85,35 @@ def counters_reset() -> None:
     assert (row["op"], row["calls"]) == ("ragged_m_gemm", 1)
     library.reset_counters()
     assert library.counters() == []
+
+
+def real_kernels(path: str) -> None:
+    """The vendor's package and our own kernels in one process: each serves its calls."""
+    find = library.find
+    library.find = lambda name: Path(path) if name == "libmate_musa.so" else find(name)
+    for n, impl in ((200, "portable"), (256, "vendor")):
+        case = ragged([128, 5], n=n)
+        out = musa(case.out)
+        library.reset_counters()
+        gemm.ragged_m_moe_gemm_8bit(*musa((case.a, case.b, case.ends)), out, "psum_expert")
+        check_ragged(case, out, case.experts)
+        assert [(row["op"], row["impl"]) for row in library.counters()] == [("ragged_m_gemm", impl)]
+    # Ours ignores the schedule, whoever made it.
+    case = indexer_cases.paged_case(8, [300, 4, 0, 65], 3, 4, 32)
+    check_paged(case, paged(case))
+    served = [(row["op"], row["impl"]) for row in library.counters()]
+    assert {("paged_mqa_metadata", "vendor"), ("paged_mqa_logits", "portable")} <= set(served)
+
+    weights = MoeWeights(4, 256, 128)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(9, 256, generator=generator).to(BF16)
+    shares = torch.rand(9, 2, generator=generator)
+    ids = torch.rand(9, 4, generator=generator).argsort(dim=1)[:, :2]
+    library.reset_counters()
+    layer = Experts(*(musa(one) for one in weights.stored))
+    found = layer.apply(*musa((hidden, shares, ids)))
+    impls = {row["op"]: row["impl"] for row in library.counters()}
+    assert impls.pop("ragged_m_gemm") == "vendor"
+    assert set(impls.values()) == {"portable"}
+    want = Experts(*weights.stored, activation="fp8").apply(hidden, shares, ids)
+    torch.testing.assert_close(found.cpu(), want, rtol=2**-6, atol=2**-6 * float(want.abs().max()))

@@ -78,6 +78,12 @@ def test_a_compiled_graph(device: Path, tmp_path: Path, request: pytest.FixtureR
     run(forks, "musa_vendor_graphs.compiled()")
 
 
+def test_beside_our_own_kernels(vendor: Forks, request: pytest.FixtureRequest) -> None:
+    musa_native = pytest.importorskip("musa_native")
+    path = musa_native.build_on_host(Path(request.config.cache.mkdir("musa")))
+    run(vendor, f"musa_vendor_beside.real_kernels({str(path)!r})")
+
+
 # Metadata, modules, and what is said of them.
 INIT = "__init__.py"
 PACKAGES: dict[str, tuple[tuple[str, ...] | None, dict[str, str], str]] = {
