@@ -16,7 +16,7 @@ from forked import Forks
 from musa_vendor import RELEASES, UNRELATED, VENDOR, install
 
 # Cases that need an environment of their own are called by name.
-APART = {"run_small", "forced_portable", "forced_vendor", "compiled"}
+APART = {"put_in_place", "run_small", "forced_portable", "forced_vendor", "compiled"}
 CASES = [
     f"{module}.{node.name}"
     for module in musa_vendor.CASES
