@@ -16,7 +16,7 @@ from forked import Forks
 from musa_vendor import RELEASES, UNRELATED, VENDOR, install
 
 # Cases that need an environment of their own are called by name.
-APART = {"run_small", "forced_portable", "forced_vendor", "compiled"}
+APART = {"put_in_place", "run_small", "forced_portable", "forced_vendor", "compiled"}
 CASES = [
     f"{module}.{node.name}"
     for module in musa_vendor.CASES
@@ -76,6 +76,12 @@ def test_a_compiled_graph(device: Path, tmp_path: Path, request: pytest.FixtureR
     forks = musa_vendor.start(device, folder, TORCH_COMPILE_DISABLE="0")
     request.addfinalizer(forks.stop)
     run(forks, "musa_vendor_graphs.compiled()")
+
+
+def test_beside_our_own_kernels(vendor: Forks, request: pytest.FixtureRequest) -> None:
+    musa_native = pytest.importorskip("musa_native")
+    path = musa_native.build_on_host(Path(request.config.cache.mkdir("musa")))
+    run(vendor, f"musa_vendor_beside.real_kernels({str(path)!r})")
 
 
 # Metadata, modules, and what is said of them.

@@ -53,6 +53,7 @@ struct OneDevice final : c10::impl::DeviceGuardImplInterface {
     return c10::Stream(c10::Stream::DEFAULT, device);
   }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
+  void* getStreamNativeHandle(c10::Stream) const override { return nullptr; }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
 };
 
