@@ -2,10 +2,10 @@
 // they assume:
 //     __global__ __device__ __host__ __shared__ __launch_bounds__  <<<>>>  threadIdx blockIdx
 //     blockDim gridDim  __syncthreads __syncthreads_or __syncwarp __threadfence  __ballot_sync
-//     __shfl_sync __shfl_up_sync __shfl_xor_sync  __popc __ffs __clz  __float_as_uint
-//     __uint_as_float  atomicAdd and atomicMax of 32 bits  uint2 uint4 float2 float4 and make_*
-//     expf fabsf fmaf fminf sqrtf memcpy  __half, a bfloat16, and their conversions from and to
-//     float
+//     __shfl_sync __shfl_up_sync __shfl_xor_sync of 32 and 64 bits  __popc __ffs __clz
+//     __float_as_uint __uint_as_float  atomicAdd and atomicMax of 32 bits
+//     uint2 uint4 float2 float4 and make_*  expf fabsf fmaf fminf sqrtf memcpy
+//     __half, a bfloat16, and their conversions from and to float
 // What only one of them has is behind the functions below or in the folders cuda/ and sm90a/.
 #pragma once
 

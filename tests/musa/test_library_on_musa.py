@@ -23,7 +23,7 @@ def test_its_kernels_are_chosen_and_counted() -> None:
     assert (choice.impl, choice.reason) == ("portable", "the only kernels of this op")
     a = torch.randn(5, 64, dtype=torch.bfloat16)
     library.reset_counters()
-    out = gemm.bmm_fp16(a[None], a.t()[None])
+    out = gemm.bmm_fp16(a[None], a.t()[None], torch.bfloat16)
     (count,) = library.counters()
     assert (count["op"], count["impl"], count["calls"]) == ("batched_gemm", "portable", 1)
     torch.testing.assert_close(out[0].float(), a.float() @ a.float().t(), rtol=1e-2, atol=1e-2)
