@@ -80,6 +80,13 @@ def test_the_best_that_fits_or_what_is_forced(
             select.require("batched_gemm", torch.device("cuda:0"))
 
 
+def test_hopper_kernels_are_no_wish_on_musa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATE_PLUGIN_IMPL", "sm90a")
+    choice = select.choose("batched_gemm", "musa")
+    assert choice.impl is None
+    assert choice.reason == "MATE_PLUGIN_IMPL=sm90a wants a cuda device, found musa"
+
+
 def test_ops_differ_in_what_serves_them(machine: Machine) -> None:
     machine()
     assert select.choose("top_k", "cuda").impl == "portable"

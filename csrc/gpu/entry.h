@@ -21,7 +21,6 @@ class Call {
   // num_mp: most multiprocessors to use; 0 takes all. stream: its handle.
   Call(const TensorView& x, int64_t num_mp, int64_t stream) {
     launch_.device = x.device().device_id;
-    launch_.device_type = x.device().device_type;
     check(MATE_RUNTIME(GetDevice)(&before_), "current device");
     if (before_ != launch_.device) {
       check(MATE_RUNTIME(SetDevice)(launch_.device), "current device");

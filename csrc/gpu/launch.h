@@ -12,8 +12,7 @@ namespace mate::gpu {
 struct Launch {
   Stream stream;
   int device;
-  int num_sms;      // multiprocessors that may be used
-  int device_type;  // as DLPack numbers it, of the caller's tensors
+  int num_sms;  // multiprocessors that may be used
 };
 
 inline void check(MATE_RUNTIME(Error_t) status, const char* what) {

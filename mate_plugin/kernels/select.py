@@ -22,6 +22,8 @@ _SM90A = frozenset(
 )
 GPU_IMPLS = ("portable", "sm90a", "vendor")
 _IMPLS = ("auto", *GPU_IMPLS)
+# Devices of implementations that serve one kind alone.
+_HOMES = {"sm90a": "cuda", "vendor": "musa"}
 # Below these warps are of other sizes or instructions are missing.
 _LEAST_CAPABILITY = {"cuda": (8, 0), "musa": (3, 1)}
 
@@ -66,8 +68,8 @@ def _on_gpu(
     wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
     if wanted not in _IMPLS:
         return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
-    if wanted == "vendor" and kind != "musa":
-        return None, f"MATE_PLUGIN_IMPL=vendor wants a musa device, found {kind}"
+    if (home := _HOMES.get(wanted, kind)) != kind:
+        return None, f"MATE_PLUGIN_IMPL={wanted} wants a {home} device, found {kind}"
     theirs = ""
     if kind == "musa" and wanted != "portable" and not _unfit(kind, index, capability):
         from mate_plugin.kernels.vendor import package

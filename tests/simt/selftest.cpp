@@ -11,7 +11,7 @@ namespace {
 
 using mate::gpu::launch_kernel;
 
-constexpr mate::gpu::Launch kLaunch{nullptr, 0, 6, 0};
+constexpr mate::gpu::Launch kLaunch{nullptr, 0, 6};
 std::vector<uint64_t> recorded;
 
 // Sums over the block in the order of a tree, by way of shared memory and of lanes.
