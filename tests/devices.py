@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 
 from mate_plugin.kernels import select
+
+Out = TypeVar("Out")
 
 
 def seeded(seed: int) -> torch.Generator:
     """Random numbers of that device, or of the CPU where it is simulated and has none."""
     device = torch.get_default_device()
     return torch.Generator("cpu" if device.type == "musa" else device).manual_seed(seed)
+
+
+def captured(run: Callable[[], Out], device: str = "") -> tuple[Any, Out]:
+    """A graph of ``run`` on a kind of device, the default one if none is named, and what ``run``
+    gave, to which replays write."""
+    kind = device or torch.get_default_device().type
+    module = getattr(torch, kind)
+    graph = getattr(module, f"{kind.upper()}Graph")()
+    with module.graph(graph):
+        out = run()
+    return graph, out
 
 
 def on_cpu() -> bool:

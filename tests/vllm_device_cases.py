@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 import torch
+from devices import captured
 from layer_oracle import MoeWeights, dequantise, moe, quantise, round_groups
-from vllm_layer import BF16, TOPK, called, captured, moe_layer, route, vllm_process
+from vllm_layer import BF16, TOPK, called, moe_layer, route, vllm_process
 
 E, H, I = 8, 512, 256  # noqa: E741
 DEVICE = os.environ["MATE_TEST_DEVICE"]
@@ -99,7 +100,7 @@ def graph_and_shared_experts() -> None:
         layer = moe_layer(weights, DEVICE, shared=shared)
         hidden, logits = (x.to(DEVICE) for x in inputs(33))
         called(layer, hidden, logits)
-        graph, out = captured(DEVICE, lambda: called(layer, hidden, logits))
+        graph, out = captured(lambda: called(layer, hidden, logits), DEVICE)
         for seed in range(3):
             now = inputs(33, seed)
             for x, value in zip((hidden, logits), now, strict=True):
@@ -165,7 +166,7 @@ def block_linear(size: tuple[int, int], powers: bool) -> None:
 
     found = run(given)
     close(found, round_groups(x) @ dequantise(stored, scale.float()).T)
-    graph, out = captured(DEVICE, lambda: run(given))
+    graph, out = captured(lambda: run(given), DEVICE)
     graph.replay()
     assert torch.equal(out, found)
     assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(given), found)

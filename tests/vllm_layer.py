@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,12 +95,3 @@ def called(layer: Any, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tens
     out = layer(hidden, logits)
     assert isinstance(out, torch.Tensor)
     return out
-
-
-def captured(device: str, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
-    """A graph of ``run``, and where its replays write."""
-    module = getattr(torch, device)
-    graph = getattr(module, f"{device.upper()}Graph")()
-    with module.graph(graph):
-        out = run()
-    return graph, out

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from gpu_calls import Call, each_call
+from device_calls import Call, each_call
 from gpu_contract import require_gpu
 
 require_gpu()
