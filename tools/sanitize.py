@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}
 # Everything else in tests/ runs kernels, also what is added later.
 NO_KERNELS = re.compile(
-    "alias|architecture|bad|checks|cli|compile|config|cuda|demo|isas|layers|library|plugin|readme"
-    "|signatures|sparse_vllm|tools|torch_model|tvm_ffi"
+    "alias|architecture|bad|checks|cli|compile|config|cuda|demo|isas|layers|library|musa|plugin"
+    "|readme|signatures|simt|sparse_vllm|tools|torch_model|trial|tvm_ffi|vendor"
 )
 EXAMPLES = "15"
 # An odd number: units a power of two apart fall to different threads.
