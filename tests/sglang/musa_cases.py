@@ -259,6 +259,36 @@ def the_vendors_scores() -> None:
     assert not report.vendor_refusals()
 
 
+def our_experts() -> None:
+    """SGLang's MoE runner on our kernels, built for the host, offered by itself where they are."""
+    import fake_musa_library  # noqa: F401
+    from layer_oracle import moe
+    from sglang_moe_cases import FACTOR, INFOS, KINDS, routed, run, runner
+
+    from mate_plugin import report
+
+    load()
+    hooks = {hook.name: hook for hook in report.hooks()}
+    assert hooks["sglang.moe"].installed, hooks["sglang.moe"].reason
+    given = routed()
+    for kind, weights in KINDS.items():
+        expected = moe(weights, *given, fp8=kind == "fp8") * FACTOR
+        on_device = SimpleNamespace(
+            **{name: x if x is None else x.to("musa") for name, x in _parameters(weights)}
+        )
+        for info in INFOS.values():
+            found = run(runner(), info(on_device), *(x.to("musa") for x in given))
+            assert found.device.type == "musa"
+            error = (found.cpu().double() - expected).abs().max()
+            assert error <= 2e-2 * expected.abs().max(), float(error)
+    served = {row["impl"] for row in report.counters() if row["op"] == "ragged_m_gemm"}
+    assert served == {"portable"}
+
+
+def _parameters(weights: Any) -> list[tuple[str, Any]]:
+    return [(name, getattr(weights, name)) for name in ("w13", "w13_scale", "w2", "w2_scale")]
+
+
 def a_forward_of_its_own() -> None:
     """A later SGLang that serves MUSA itself keeps what it has."""
     from sglang.srt.layers.attention.dsa import dsa_indexer

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import musa_device
+import musa_native
 import pytest
 from forked import Forks
 
@@ -51,6 +52,13 @@ def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
     forks = Forks(IMPORTS, **env)
     yield forks
     forks.stop()
+
+
+def test_our_experts(forks: Forks, request: pytest.FixtureRequest) -> None:
+    built = musa_native.build_on_host(Path(request.config.cache.mkdir("musa")))
+    code = "import musa_cases; musa_cases.our_experts()"
+    done = forks.run(code, FAKE_MUSA_LIBRARY=str(built))
+    assert done.returncode == 0, done.output
 
 
 @pytest.mark.parametrize("case", CASES)
