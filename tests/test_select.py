@@ -80,6 +80,16 @@ def test_the_best_that_fits_or_what_is_forced(
             select.require("batched_gemm", torch.device("cuda:0"))
 
 
+def test_a_wish_for_the_vendor_is_no_fault_of_cuda(machine: Machine) -> None:
+    machine(impl="vendor")
+    (finding,) = doctor._cuda()
+    assert (finding.topic, finding.state) == ("CUDA library", "note")
+    assert "MATE_PLUGIN_IMPL=vendor wants a musa device, found cuda" in finding.text
+    machine(impl="avx2")
+    (finding,) = doctor._cuda()
+    assert finding.state == "wrong"
+
+
 def test_hopper_kernels_are_no_wish_on_musa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATE_PLUGIN_IMPL", "sm90a")
     choice = select.choose("batched_gemm", "musa")
