@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -255,18 +256,36 @@ def _as_bytes(argument: Any) -> Any:
     return argument
 
 
-def _function(kind: str, name: str) -> Callable[..., Any]:
-    """A compiled entry of the library for a kind of device."""
+def _compiled(kind: str, name: str, extras: int, count: int) -> Callable[..., Any]:
+    """The entry in the library for a kind of device, called with the ``count`` arguments that
+    :func:`define` says, of which it does not take the extras."""
     function: Callable[..., Any] = module(kind)[name]
-    if kind != "musa":
+    if kind == "musa":
+        function = _handed_over(function)
+    if not extras:
         return function
+    taken = operator.itemgetter(*range(count - 2 - extras), -2, -1)
+    return lambda *arguments: function(*taken(arguments))
+
+
+def _handed_over(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Beside a tensor tvm-ffi would ask torch for its stream, which torch_musa does not answer."""
     from tvm_ffi import from_dlpack
 
-    # Beside a tensor tvm-ffi would ask torch for its stream, which torch_musa does not answer.
-    def hand_over(*arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+        if _FP8_AS_BYTES:
+            arguments = tuple(_as_bytes(a) for a in arguments)
         return function(*(from_dlpack(a) if isinstance(a, torch.Tensor) else a for a in arguments))
 
-    return hand_over
+    return call
+
+
+def _vendor_first(name: str, extras: int, count: int) -> Callable[..., Any]:
+    """Where Moore Threads' own package comes first, ours is loaded when a call needs it."""
+    from mate_plugin.kernels.vendor.route import route
+
+    ours = functools.cache(lambda: _compiled("musa", name, extras, count))
+    return route(name, lambda *arguments: ours()(*arguments))
 
 
 def entry(name: str, extras: int = 0) -> Callable[..., Any]:
@@ -277,28 +296,21 @@ def entry(name: str, extras: int = 0) -> Callable[..., Any]:
     """
     found: dict[str, Callable[..., Any]] = {}
 
-    def compiled(kind: str, arguments: tuple[Any, ...]) -> Any:
-        if _FP8_AS_BYTES:
-            arguments = tuple(_as_bytes(a) for a in arguments)
-        if extras:
-            arguments = (*arguments[: -2 - extras], *arguments[-2:])
-        function = found.get(kind)
-        if function is None:
-            function = found[kind] = _function(kind, name)
-        return function(*arguments)
-
-    routes: list[Callable[..., Any]] = []
-
     def direct(*arguments: Any) -> Any:
         first = arguments[0]
         kind = "cpu" if first.is_cpu else first.device.type
-        if kind != "musa":
-            return compiled(kind, arguments)
-        if not routes:
-            from mate_plugin.kernels.vendor.route import route
-
-            routes.append(route(name, lambda *operands: compiled(kind, operands)))
-        return routes[0](*arguments)
+        function = found.get(kind)
+        if function is None:
+            count = len(arguments)
+            found[kind] = function = (
+                _vendor_first(name, extras, count)
+                if kind == "musa"
+                else _compiled(kind, name, extras, count)
+            )
+        # The vendor's functions want them as they are.
+        if _FP8_AS_BYTES and kind != "musa":
+            arguments = tuple(_as_bytes(a) for a in arguments)
+        return function(*arguments)
 
     direct.__name__ = direct.__qualname__ = name
     return direct
