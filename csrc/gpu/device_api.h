@@ -51,6 +51,17 @@ MATE_ANYWHERE constexpr T max(T a, T b) {
 }
 #endif
 
+#ifdef MATE_MUSA
+// Two elements of 16 bits, the first in the low ones.
+template <typename T>
+__device__ inline uint32_t word_of(T first, T second) {
+  const T pair[2] = {first, second};
+  uint32_t word;
+  memcpy(&word, pair, sizeof(word));
+  return word;
+}
+#endif
+
 __device__ inline __half half_of_bits(uint32_t bits) {
 #ifdef MATE_MUSA
   const auto low = static_cast<uint16_t>(bits);
@@ -77,10 +88,7 @@ __device__ inline uint32_t times_256(uint32_t bits) {
 // Two floats rounded to nearest even, the first in the low 16 bits.
 __device__ inline uint32_t pack_halves(float first, float second) {
 #ifdef MATE_MUSA
-  const __half pair[2] = {__float2half_rn(first), __float2half_rn(second)};
-  uint32_t word;
-  memcpy(&word, pair, sizeof(word));
-  return word;
+  return word_of(__float2half_rn(first), __float2half_rn(second));
 #else
   const __half2 pair = __floats2half2_rn(first, second);
   return __half_as_ushort(__low2half(pair)) |
@@ -90,10 +98,7 @@ __device__ inline uint32_t pack_halves(float first, float second) {
 
 __device__ inline uint32_t pack_bf16s(float first, float second) {
 #ifdef MATE_MUSA
-  const Bf16 pair[2] = {__float2bfloat16_rn(first), __float2bfloat16_rn(second)};
-  uint32_t word;
-  memcpy(&word, pair, sizeof(word));
-  return word;
+  return word_of(__float2bfloat16_rn(first), __float2bfloat16_rn(second));
 #else
   const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
   return __bfloat16_as_ushort(pair.x) | static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
