@@ -36,22 +36,6 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
-namespace simt {
-
-// Out of sight of g++, which makes of -fmaf(a, b, c) the difference -(a * b) - c: another zero.
-inline float fused(float a, float b, float c) {
-  float sum = __builtin_fmaf(a, b, c);
-#ifdef __x86_64__
-  __asm__("" : "+x"(sum));
-#else
-  __asm__("" : "+w"(sum));
-#endif
-  return sum;
-}
-
-}  // namespace simt
-#define fmaf simt::fused
-
 #define threadIdx (simt::now->index)
 #define blockIdx (simt::block.index)
 #define blockDim (simt::block.size)
