@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
 import torch
+from musa_native import host_compiler, made_once, run
 from torch.utils.cpp_extension import include_paths, library_paths
 
 FOLDER = Path(__file__).resolve().parent / "fake_musa"
@@ -21,20 +18,14 @@ def build(folder: Path) -> Path:
     compiler."""
     source = FOLDER / "device.cpp"
     state = source.read_bytes() + torch.__version__.encode()
-    library = folder / f"device-{hashlib.sha256(state).hexdigest()[:16]}.so"
-    if not library.exists():
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        if compiler is None:
-            pytest.skip("no C++ compiler for the simulated device")
-        unfinished = library.with_suffix(f".{os.getpid()}")
-        command = [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", str(source)]
+
+    def make(_: Path, library: Path) -> None:
+        command = [host_compiler(), "-O0", "-std=c++20", "-shared", "-fPIC", str(source)]
         command += [f"-I{path}" for path in include_paths()]
         command += [f"-L{path}" for path in library_paths()]
-        command += ["-ltorch_cpu", "-lc10", "-o", str(unfinished)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        unfinished.replace(library)
-    return library
+        run([*command, "-ltorch_cpu", "-lc10", "-o", str(library)])
+
+    return made_once(folder / f"device-{hashlib.sha256(state).hexdigest()[:16]}.so", make)
 
 
 def environment(device: Path, library: Path | None = None) -> dict[str, str]:
