@@ -6,7 +6,6 @@ import importlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from mate_plugin import __version__
 from mate_plugin.doctor_engines import engines, hooks
 from mate_plugin.doctor_gpus import opt_ins
 from mate_plugin.doctor_musa import vendor
-from mate_plugin.findings import Finding, State, one_line, version
+from mate_plugin.findings import Finding, State, compiler, one_line, version
 
 TORCH_RANGE = ((2, 7), (2, 15))
 TVM_FFI_RANGE = ((0, 1, 9), (0, 2))
@@ -164,8 +163,7 @@ def _cuda() -> Iterator[Finding]:
 
 def _nvcc() -> str:
     """What is known of the compiler that builds the CUDA library."""
-    paths = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    nvcc = shutil.which("nvcc", path=os.pathsep.join(paths))
+    nvcc = compiler("cuda")
     if nvcc is None:
         return "there is no nvcc here, which the CUDA toolkit brings"
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout

@@ -18,6 +18,7 @@ import torch
 
 from mate_plugin.findings import one_line
 from mate_plugin.kernels import library
+from mate_plugin.trial import BROUGHT_BY
 from mate_plugin.trial.cases import CASES, LARGE, SMALL, Call, Case, Outputs
 
 # Largest error over the largest value: half a unit in the last place and what sums of another order
@@ -30,8 +31,6 @@ TOLERANCES = {
 }
 # The selection among scores that differ by rounding alone; other numbers are exact.
 INDEX_TOLERANCE = {"index_topk": 0.01}
-# Devices that torch knows only once a package is imported.
-PACKAGES = {"musa": "torch_musa"}
 SECONDS = 0.2  # that a measurement takes
 
 
@@ -98,7 +97,7 @@ def main() -> None:
     """See the module."""
     wanted, descriptor = json.loads(sys.argv[1]), int(sys.argv[2])
     device = wanted["device"]
-    if package := PACKAGES.get(device):
+    if package := BROUGHT_BY.get(device):
         importlib.import_module(package)
     by_name = {case.name: case for case in CASES}
     with os.fdopen(descriptor, "w") as results:

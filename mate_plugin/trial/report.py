@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mate_plugin import __version__
-from mate_plugin.findings import Finding, one_line, version
+from mate_plugin.findings import COMPILERS, Finding, compiler, one_line, version
+from mate_plugin.trial import BROUGHT_BY
 from mate_plugin.trial.run import IMPLS, Result, TrialError, trial
 
 # Distributions whose versions a reader of the report wants to know.
@@ -22,9 +22,6 @@ PACKAGES = (
     *("torch", "torch_musa", "torchada", "apache-tvm-ffi", "mate", "deep_gemm", "triton"),
     *("tilelang", "vllm", "vllm-musa", "sglang"),
 )
-COMPILERS = {"cuda": "nvcc", "musa": "mcc"}
-PLACES = {"cuda": "/usr/local/cuda/bin", "musa": "/usr/local/musa/bin"}
-IMPORTS = {"musa": "torch_musa"}
 
 
 @dataclass
@@ -77,10 +74,9 @@ class Examination:
             yield from self._trial(impl)
 
     def _compiler(self) -> Finding:
-        name = COMPILERS[self.device]
-        path = shutil.which(name) or shutil.which(name, path=PLACES[self.device])
+        path = compiler(self.device)
         if path is None:
-            return Finding("compiler", "note", f"there is no {name} here")
+            return Finding("compiler", "note", f"there is no {COMPILERS[self.device][0]} here")
         done = subprocess.run([path, "--version"], capture_output=True, text=True)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         return Finding("compiler", "ok", f"{path}: {lines[-1] if lines else 'says nothing'}")
@@ -89,13 +85,13 @@ class Examination:
         from mate_plugin.kernels import library
         from mate_plugin.trial.build import build
 
-        name, compiler = library.LIBRARIES[self.device], COMPILERS[self.device]
+        name, wanted = library.LIBRARIES[self.device], COMPILERS[self.device][0]
         absent = library.missing(self.device)
         if absent is None and not self.rebuild:
             yield Finding(name, "ok", library.build_note(self.device))
             return
         if not compiles:
-            yield Finding(name, "note", absent or f"cannot be built anew without {compiler}")
+            yield Finding(name, "note", absent or f"cannot be built anew without {wanted}")
             return
         if self.source is None:
             yield Finding(name, "note", f"{absent}, or give the sources with --source")
@@ -114,7 +110,7 @@ class Examination:
         """The device as torch sees it."""
         import torch
 
-        if package := IMPORTS.get(self.device):
+        if package := BROUGHT_BY.get(self.device):
             try:
                 importlib.import_module(package)
             except Exception as error:
