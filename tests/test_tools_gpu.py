@@ -56,6 +56,12 @@ def test_what_hangs_is_ended() -> None:
     assert late.last.splitlines() == ["so far", "no end within 2 s"]
 
 
+def test_all_that_was_written_is_kept_where_asked(tmp_path: Path) -> None:
+    job = tool.Job("auto test_it", [sys.executable, "-c", "print('a lot')"], {}, tool.counted_tests)
+    tool.run(job, 60.0, tmp_path)
+    assert (tmp_path / "auto-test_it.log").read_text() == "a lot\n"
+
+
 def test_a_run_that_ran_nothing_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """All that a machine with an NVIDIA GPU can show of the kernels, with a table of what came out.
 
 python tools/test_gpu.py [--stages auto,portable,...] [--musa-library FILE] [--summary FILE]
+                         [--logs FOLDER]
 
 The Python that runs it needs a torch built for CUDA, pytest, hypothesis, and mate-plugin with
 libmate_cuda.so. Stages:
@@ -89,7 +90,7 @@ def counted_cases(output: str) -> dict[str, int]:
     return {"passed": len(right), "skipped": len(refused), **({"failed": wrong} if wrong else {})}
 
 
-def run(job: Job, limit: float) -> Outcome:
+def run(job: Job, limit: float, logs: Path | None = None) -> Outcome:
     start = time.perf_counter()
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     try:
@@ -108,6 +109,8 @@ def run(job: Job, limit: float) -> Outcome:
         output, code = f"{_text(late.stdout).rstrip()}\nno end within {limit:.0f} s", 1
     except OSError as error:
         output, code = str(error), 1
+    if logs is not None:
+        (logs / f"{job.name.replace(' ', '-')}.log").write_text(output)
     counts = job.read(output)
     # 5: pytest found no tests, all of a file were skipped while it was read.
     ok = code in (0, 5) and not any(counts.get(bad) for bad in ("failed", "error", "errors"))
@@ -136,6 +139,7 @@ def main() -> int:
     parser.add_argument("--stages", default="auto,portable,memcheck,racecheck")
     parser.add_argument("--musa-library", type=Path)
     parser.add_argument("--summary", type=Path, help="where the table goes too")
+    parser.add_argument("--logs", type=Path, help="a folder for all that each process wrote")
     parser.add_argument("--jobs", type=int, default=6, help="processes at a time")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that each may take")
     options = parser.parse_args()
@@ -151,10 +155,12 @@ def main() -> int:
         parser.error(f"--stages: expected some of {', '.join(stages)}, got {', '.join(unknown)}")
     if "musa" in chosen and not (options.musa_library and options.musa_library.is_file()):
         parser.error(f"--musa-library: expected a file, got {options.musa_library}")
+    if options.logs is not None:
+        options.logs.mkdir(parents=True, exist_ok=True)
     jobs = [job for stage in chosen for job in stages[stage]()]
     outcomes = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(lambda job: run(job, options.limit), jobs):
+        for outcome in pool.map(lambda job: run(job, options.limit, options.logs), jobs):
             outcomes.append(outcome)
             print(f"{'ok    ' if outcome.ok else 'FAILED'} {outcome.name}", flush=True)
             if not outcome.ok:
