@@ -9,8 +9,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["ok", "note", "wrong"]
-# What compiles the library for a kind of device, and where its toolkit puts it.
-COMPILERS = {"cuda": ("nvcc", "/usr/local/cuda/bin"), "musa": ("mcc", "/usr/local/musa/bin")}
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """What compiles the library for a kind of device; variables that may name its folder, which
+    cmake/ reads too; and where it usually is."""
+
+    compiler: str
+    variables: tuple[str, ...]
+    folder: str
+
+
+TOOLKITS = {
+    "cuda": Toolkit("nvcc", ("CUDA_HOME", "CUDA_PATH"), "/usr/local/cuda"),
+    "musa": Toolkit("mcc", ("MUSA_HOME", "MUSA_PATH"), "/usr/local/musa"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +46,14 @@ def version(distribution: str) -> str | None:
 
 
 def compiler(kind: str) -> str | None:
-    """Path of the compiler for a kind of device, or None."""
-    name, usual = COMPILERS[kind]
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), usual]))
+    """Path of the compiler for a kind of device, or None; in the order in which CMake looks."""
+    toolkit = TOOLKITS[kind]
+    if kind == "cuda" and (named := os.environ.get("CUDACXX")):
+        return shutil.which(named)
+    hints = [os.environ[name] for name in toolkit.variables if os.environ.get(name)]
+    bins = [os.path.join(hint, folder) for hint in hints for folder in ("bin", "")]
+    path = [*bins, os.environ.get("PATH", ""), os.path.join(toolkit.folder, "bin")]
+    return shutil.which(toolkit.compiler, path=os.pathsep.join(path))
 
 
 def one_line(error: BaseException) -> str:

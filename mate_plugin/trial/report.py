@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mate_plugin import __version__
-from mate_plugin.findings import COMPILERS, Finding, compiler, one_line, version
+from mate_plugin.findings import TOOLKITS, Finding, compiler, one_line, version
 from mate_plugin.trial import BROUGHT_BY
 from mate_plugin.trial.run import IMPLS, Result, TrialError, trial
 
@@ -76,7 +76,7 @@ class Examination:
     def _compiler(self) -> Finding:
         path = compiler(self.device)
         if path is None:
-            return Finding("compiler", "note", f"there is no {COMPILERS[self.device][0]} here")
+            return Finding("compiler", "note", f"there is no {TOOLKITS[self.device].compiler} here")
         done = subprocess.run([path, "--version"], capture_output=True, text=True)
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         return Finding("compiler", "ok", f"{path}: {lines[-1] if lines else 'says nothing'}")
@@ -85,7 +85,7 @@ class Examination:
         from mate_plugin.kernels import library
         from mate_plugin.trial.build import build
 
-        name, wanted = library.LIBRARIES[self.device], COMPILERS[self.device][0]
+        name, wanted = library.LIBRARIES[self.device], TOOLKITS[self.device].compiler
         absent = library.missing(self.device)
         if absent is None and not self.rebuild:
             yield Finding(name, "ok", library.build_note(self.device))
