@@ -53,8 +53,13 @@ enable_language(CUDA)
 
 set(MATE_CUDA_SM90A
   csrc/gpu/sm90a/gemm_16bit.cu
+  csrc/gpu/sm90a/gemm_columns.cu
   csrc/gpu/sm90a/gemm_e4m3.cu
+  csrc/gpu/sm90a/gemm_finishing.cu
+  csrc/gpu/sm90a/gemm_k_major.cu
   csrc/gpu/sm90a/gemm_mixed_fp8.cu
+  csrc/gpu/sm90a/gemm_turned.cu
+  csrc/gpu/sm90a/gemm_w8a16.cu
   csrc/gpu/sm90a/indexer_flat.cu
   csrc/gpu/sm90a/indexer_paged.cu)
 add_library(mate_cuda SHARED

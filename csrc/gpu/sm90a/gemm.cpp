@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "gpu/sm90a/gemm_args.h"
+#include "gpu/sm90a/gemm_k_major.h"
 
 namespace mate::gpu {
 namespace {
@@ -11,8 +12,27 @@ namespace {
 using sm90a::is_aligned;
 
 bool is_fp8(DType type) { return type <= DType::kE5M2; }
+bool is_mixed(const Gemm& p) {
+  return is_fp8(p.a.type) && !(p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3);
+}
+
+bool is_w8a16(const Gemm& p) { return !is_fp8(p.a.type) && is_fp8(p.b.type); }
+
+// Whether the rows of an operand lie along k.
+bool is_turned(const Operand& x) { return x.k_stride != 1; }
+
+bool is_ragged_k(const Gemm& p) { return p.rows.mode == RowMode::kRaggedK; }
 
 int64_t row_planes(const Rows& rows) { return sm90a::is_batched(rows) ? rows.num_groups : 1; }
+int64_t b_planes(const Rows& rows) { return rows.mode == RowMode::kRaggedK ? 1 : rows.num_groups; }
+
+// Elements of a K-major row, which holds the groups' ranges of k in whole blocks.
+int64_t k_extent(const Gemm& p) {
+  return is_ragged_k(p) ? p.scale_blocks * sm90a::kScaleBlock : p.k;
+}
+int64_t num_scale_blocks(const Gemm& p) {
+  return is_ragged_k(p) ? p.scale_blocks : ceil_div(p.k, sm90a::kScaleBlock);
+}
 
 // Strides of elements to bytes.
 sm90a::TensorBox box(sm90a::TensorBox of_elements) {
@@ -23,63 +43,100 @@ sm90a::TensorBox box(sm90a::TensorBox of_elements) {
 
 // Blocks of 128 of k or one for all of it.
 bool has_block_scales(const Gemm& p) {
+  if (is_ragged_k(p)) return p.a_scale.data != nullptr || p.b_scale.data != nullptr;
   return (p.a_scale.data != nullptr && p.a_scale.k_block < p.k) ||
          (p.b_scale.data != nullptr && p.b_scale.k_block < p.k);
+}
+
+// A scale of B for each column and block of k.
+bool has_column_scales(const Gemm& p) {
+  return has_block_scales(p) && p.b_scale.data != nullptr && p.b_scale.row_block == 1;
+}
+
+bool is_more_than_product(const Output& out) {
+  return out.accumulate || out.c.data != nullptr || out.divisor != nullptr ||
+         out.scale != nullptr || is_fp8(out.type);
+}
+
+const char* layout_unfit(const Gemm& p) {
+  const bool a = is_turned(p.a), b = is_turned(p.b);
+  if (p.b.packed || (a && p.a.row_stride != 1) || (b && p.b.row_stride != 1)) {
+    return "an operand is contiguous along neither of its dimensions";
+  }
+  if (is_ragged_k(p) && !(a && b)) return "rows of one element are summed over";
+  if (is_ragged_k(p) && is_w8a16(p)) return "rows that are summed over are of 16 bits and FP8";
+  if (!is_fp8(p.a.type) && a && !is_ragged_k(p)) return "rows of a 16-bit A lie along k";
+  if (!is_aligned(a ? sm90a::turned_a_box(p, 1, 1) : sm90a::a_box(p, 1, 1)) ||
+      !is_aligned(b ? sm90a::turned_b_box(p, 1, 1) : sm90a::b_box(p, 1, 1))) {
+    return "an address or a row of an operand is not a multiple of 16 bytes";
+  }
+  return nullptr;
 }
 
 }  // namespace
 
 const char* sm90a_gemm_unfit(const Gemm& p) {
   const DType a = p.a.type, b = p.b.type;
-  if (!(is_fp8(a) && is_fp8(b)) && !(a == b && (a == DType::kBF16 || a == DType::kF16))) {
-    return "operands are neither both FP8 nor of one 16-bit type";
+  const bool wide = a == DType::kBF16 || a == DType::kF16;
+  if (!(is_fp8(a) && is_fp8(b)) && !(wide && (a == b || is_fp8(b)))) {
+    return "operands are neither both FP8 nor of one 16-bit type nor 16-bit rows with FP8 weights";
   }
-  if (p.rows.mode == RowMode::kRaggedK) return "the product runs over rows of both operands";
   if (p.n == 0 || p.k == 0 || p.rows.rows == 0 || p.rows.num_groups == 0)
     return "nothing to multiply";
   if (p.rows.mode == RowMode::kPerToken && p.rows.alignment % 64 != 0) {
     return "rows of experts may come in any order (alignment_m below 64)";
   }
-  if (p.rows.num_groups > 512 && p.rows.mode != RowMode::kBatched) {
-    return "there are more than 512 experts";
+  // As many as the tables in shared memory have room for.
+  if (p.rows.num_groups > (has_column_scales(p) ? 320 : 512) && p.rows.mode != RowMode::kBatched) {
+    return "there are more than 512 experts (320 with scales by column)";
   }
   if (p.rows.rows >= int64_t{1} << 30 || p.n >= int64_t{1} << 30 || p.k >= int64_t{1} << 30) {
     return "a size is 2^30 or more";
   }
-  if (p.a.k_stride != 1 || p.b.k_stride != 1 || p.b.packed) return "an operand is not K-major";
-  if (!is_aligned(sm90a::a_box(p, 1, 1)) || !is_aligned(sm90a::b_box(p, 1, 1))) {
-    return "an address or a row of an operand is not a multiple of 16 bytes";
-  }
-  if (!is_fp8(a) && (p.a_scale.data != nullptr || p.b_scale.data != nullptr)) {
+  if (is_ragged_k(p) && p.scale_blocks >= int64_t{1} << 23) return "a size is 2^30 or more";
+  if (const char* unfit = layout_unfit(p)) return unfit;
+  if ((!is_fp8(a) && p.a_scale.data != nullptr) || (!is_fp8(b) && p.b_scale.data != nullptr)) {
     return "16-bit operands come with scales";
   }
+  if (wide && has_column_scales(p)) return "FP8 weights beside 16 bits have scales by column";
   if (has_block_scales(p)) {
     if ((p.a_scale.data != nullptr && p.a_scale.k_block != 128) ||
         (p.b_scale.data != nullptr && p.b_scale.k_block != 128)) {
       return "scales are not by 128 of k";
     }
-    if (p.b_scale.data != nullptr && p.b_scale.row_block % 128 != 0 && p.b_scale.row_block < p.n) {
-      return "B has scales by row and block of k";
+    if (p.b_scale.data != nullptr && p.b_scale.row_block % 128 != 0 && p.b_scale.row_block != 1 &&
+        p.b_scale.row_block < p.n) {
+      return "scales of B are by neither one nor 128 rows";
     }
   } else if (p.b_scale.data != nullptr && p.b_scale.row_block > 1 &&
              p.b_scale.row_block % 128 != 0 && p.b_scale.row_block < p.n) {
     return "scales of B are not by 128 rows";
   }
-  const Output& out = p.out;
-  if (out.accumulate || out.c.data != nullptr || out.divisor != nullptr || out.scale != nullptr) {
-    return "the output is more than the product";
-  }
-  if (is_fp8(out.type)) return "the output is FP8";
+  if (p.out.c.data != nullptr && p.out.c.k_stride != 1) return "columns of the addend lie apart";
+  if (p.out.type == DType::kE5M2) return "the output is e5m2";
   return nullptr;
 }
 
 void sm90a_gemm(const Gemm& p, const Launch& launch) {
+  if (is_fp8(p.b.type) && (is_turned(p.a) || is_turned(p.b))) {
+    const sm90a::KMajor memory(p, launch);
+    return sm90a_gemm(memory.gemm(), launch);
+  }
+  if (is_w8a16(p)) return sm90a::gemm_w8a16(p, launch);
+  if (is_turned(p.b)) return sm90a::gemm_turned(p, launch);
+  if (has_column_scales(p)) return sm90a::gemm_columns(p, launch);
+  if (is_more_than_product(p.out)) return sm90a::gemm_finishing(p, launch);
+  if (is_mixed(p)) return sm90a::gemm_mixed_fp8(p, launch);
   if (!is_fp8(p.a.type)) return sm90a::gemm_16bit(p, launch);
-  if (p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3) return sm90a::gemm_e4m3(p, launch);
-  sm90a::gemm_mixed_fp8(p, launch);
+  sm90a::gemm_e4m3(p, launch);
 }
 
 SignalUnits sm90a_signal_units(const Gemm& p, const Launch& launch) {
+  if (has_column_scales(p)) return sm90a::kColumnsTile;
+  const bool k_major = !is_turned(p.a) && !is_turned(p.b);
+  if (is_w8a16(p) || is_more_than_product(p.out) || !(k_major || is_fp8(p.b.type))) {
+    return sm90a::kFormTile;
+  }
   const sm90a::TileCost& form = sm90a::cost_of(sm90a::tile_form(p, launch.num_sms));
   return {form.rows, form.cols};
 }
@@ -88,13 +145,25 @@ namespace sm90a {
 
 TensorBox a_box(const Gemm& p, int x, int rows) {
   const Operand& a = p.a;
-  return box({a.data, a.type, p.k, p.rows.rows, row_planes(p.rows), a.row_stride, a.group_stride, x,
-              rows});
+  return box({a.data, a.type, k_extent(p), p.rows.rows, row_planes(p.rows), a.row_stride,
+              a.group_stride, x, rows});
 }
 
 TensorBox b_box(const Gemm& p, int x, int rows) {
   const Operand& b = p.b;
-  return box({b.data, b.type, p.k, p.n, p.rows.num_groups, b.row_stride, b.group_stride, x, rows});
+  return box(
+      {b.data, b.type, k_extent(p), p.n, b_planes(p.rows), b.row_stride, b.group_stride, x, rows});
+}
+
+TensorBox turned_a_box(const Gemm& p, int rows, int k) {
+  const Operand& a = p.a;
+  return box(
+      {a.data, a.type, p.rows.rows, p.k, row_planes(p.rows), a.k_stride, a.group_stride, rows, k});
+}
+
+TensorBox turned_b_box(const Gemm& p, int rows, int k) {
+  const Operand& b = p.b;
+  return box({b.data, b.type, p.n, p.k, b_planes(p.rows), b.k_stride, b.group_stride, rows, k});
 }
 
 TensorBox out_box(const Gemm& p, int x, int rows) {
@@ -105,14 +174,18 @@ TensorBox out_box(const Gemm& p, int x, int rows) {
 
 ScaleCopy scale_copy(const Gemm& p) {
   const Scales &a = p.a_scale, &b = p.b_scale;
-  if (a.data == nullptr || b.data == nullptr || b.row_block != 128 || b.k_stride != 1 ||
-      !is_aligned(b_scale_box(p, 1, 1))) {
-    return ScaleCopy::kWords;
+  if (a.data == nullptr || b.data == nullptr) return ScaleCopy::kWords;
+  const bool b_fits =
+      has_column_scales(p)
+          ? b.row_stride == 1 && is_aligned(b_column_scale_box(p, 1, 1))
+          : b.row_block == 128 && b.k_stride == 1 && is_aligned(b_scale_box(p, 1, 1));
+  if (!b_fits) return ScaleCopy::kWords;
+  if (a.k_stride == 1 && !is_ragged_k(p) && is_aligned(a_scale_box(p, 1, 1, true))) {
+    return ScaleCopy::kBoxesAlongK;
   }
-  if (a.k_stride == 1 && is_aligned(a_scale_box(p, 1, 1, true))) return ScaleCopy::kBoxesAlongK;
   // Boxes start at multiples of 16 bytes.
-  const bool aligned_rows =
-      is_batched(p.rows) || (p.rows.mode != RowMode::kPerExpert && p.rows.alignment % 4 == 0);
+  const bool aligned_rows = is_batched(p.rows) || is_ragged_k(p) ||
+                            (p.rows.mode != RowMode::kPerExpert && p.rows.alignment % 4 == 0);
   if (a.row_stride == 1 && aligned_rows && is_aligned(a_scale_box(p, 1, 1, false))) {
     return ScaleCopy::kBoxesAlongRows;
   }
@@ -121,7 +194,7 @@ ScaleCopy scale_copy(const Gemm& p) {
 
 TensorBox a_scale_box(const Gemm& p, int x, int y, bool along_k) {
   const Scales& a = p.a_scale;
-  const int64_t blocks = ceil_div(p.k, 128), rows = p.rows.rows;
+  const int64_t blocks = num_scale_blocks(p), rows = p.rows.rows;
   return box({a.data, DType::kF32, along_k ? blocks : rows, along_k ? rows : blocks,
               row_planes(p.rows), along_k ? a.row_stride : a.k_stride, a.group_stride, x, y,
               false});
@@ -133,8 +206,15 @@ TensorBox b_scale_box(const Gemm& p, int x, int y) {
               b.row_stride, b.group_stride, x, y, false});
 }
 
+TensorBox b_column_scale_box(const Gemm& p, int x, int y) {
+  const Scales& b = p.b_scale;
+  return box({b.data, DType::kF32, p.n, num_scale_blocks(p), b_planes(p.rows), b.k_stride,
+              b.group_stride, x, y, false});
+}
+
 ScaleMode scale_mode(const Gemm& p) {
   if (!is_fp8(p.a.type)) return ScaleMode::kNone;
+  if (has_column_scales(p)) return ScaleMode::kColumns;
   return has_block_scales(p) ? ScaleMode::kBlocks : ScaleMode::kEnd;
 }
 
@@ -172,8 +252,7 @@ double cycles(const Gemm& p, const TileCost& form, int num_sms) {
 }  // namespace
 
 TileForm tile_form(const Gemm& p, int num_sms) {
-  const bool mixed = is_fp8(p.a.type) && !(p.a.type == DType::kE4M3 && p.b.type == DType::kE4M3);
-  if (mixed) return TileForm::kWide;
+  if (is_mixed(p)) return TileForm::kWide;
   TileForm best = TileForm::kSmall;
   double least = cycles(p, cost_of(best), num_sms);
   for (TileForm form : {TileForm::kNarrow, TileForm::kWide, TileForm::kTall, TileForm::kPairs}) {

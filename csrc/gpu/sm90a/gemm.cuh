@@ -2,8 +2,10 @@
 // their scales, a third one results from there; two or three warpgroups multiply.
 #pragma once
 
+#include "gpu/sm90a/gemm_columns.cuh"
 #include "gpu/sm90a/gemm_copy.cuh"
 #include "gpu/sm90a/gemm_multiply.cuh"
+#include "gpu/sm90a/gemm_widen.cuh"
 
 namespace mate::gpu::sm90a {
 
@@ -31,7 +33,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
     fence_barrier_init();
   }
-  fill_table(table, p.rows, Shape::kRows);
+  if (is_by_k<Shape>(p)) {
+    fill_table_by_k(table, p.rows, p.k, p.scale_blocks, p.k_size == 1, Shape::kRows);
+  } else {
+    fill_table(table, p.rows, Shape::kRows);
+  }
   if constexpr (kCluster > 1) {
     sync_cluster();
   } else {
@@ -40,13 +46,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   const int rank = kCluster > 1 ? block_in_cluster() : 0;
   const int first = blockIdx.x / kCluster, step = gridDim.x / kCluster;
-  const TileWalk walk(table, p.rows, Shape::kRows, p.tiling);
+  const Walk<Shape> walk(table, p.rows, Shape::kRows, p.tiling);
   if (threadIdx.x >= kWarpgroups * 128) {
     fewer_registers<Shape::kProducerRegisters>();
     const int warp = threadIdx.x / 32 - kWarpgroups * 4;
     const bool leads = threadIdx.x % 32 == 0;
     if (warp == 0 && leads) copy_tiles(p, shared, walk, first, step, rank);
-    if (mode == ScaleMode::kBlocks && warp == 1) {
+    if (by_blocks(mode) && warp == 1) {
       if (p.scale_copy == ScaleCopy::kWords) {
         copy_scale_words(p, shared, walk, first, step, rank);
       } else if (leads) {

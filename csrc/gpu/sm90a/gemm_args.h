@@ -13,8 +13,14 @@ __host__ __device__ inline bool is_batched(const Rows& rows) {
   return rows.mode == RowMode::kBatched || rows.mode == RowMode::kMasked;
 }
 
-// How scales reach the sums: after every block of 128 of k, once at the end, or not at all.
-enum class ScaleMode { kBlocks, kEnd, kNone };
+constexpr int kScaleBlock = 128;  // of k
+
+// How scales reach the sums: after every block of 128 of k, once at the end, or not at all; in
+// kColumns after every block too, and each column of B has its own.
+enum class ScaleMode { kBlocks, kEnd, kNone, kColumns };
+MATE_ANYWHERE constexpr bool by_blocks(ScaleMode mode) {
+  return mode == ScaleMode::kBlocks || mode == ScaleMode::kColumns;
+}
 
 // How scales of blocks reach shared memory: by words, or by boxes of the copy engine, those of A
 // from scales that lie along k or along rows.
@@ -50,6 +56,7 @@ struct GemmArgs {
   CUtensorMap out_map;
   bool out_boxes;  // whether the copy engine writes blocks of 64 rows that are full
   Signal signal;
+  int64_t k, scale_blocks;  // as in Gemm
 
   __host__ __device__ bool has_storer() const { return out_boxes || signal.data != nullptr; }
 };
@@ -58,11 +65,15 @@ struct GemmArgs {
 TensorBox a_box(const Gemm& p, int x, int rows);
 TensorBox b_box(const Gemm& p, int x, int rows);
 TensorBox out_box(const Gemm& p, int x, int rows);
+// The same of operands whose rows lie along k, in boxes of `rows` elements of `k` steps along k.
+TensorBox turned_a_box(const Gemm& p, int rows, int k);
+TensorBox turned_b_box(const Gemm& p, int rows, int k);
 
 // Scales by blocks in the same way.
 ScaleCopy scale_copy(const Gemm& p);
 TensorBox a_scale_box(const Gemm& p, int x, int y, bool along_k);
 TensorBox b_scale_box(const Gemm& p, int x, int y);
+TensorBox b_column_scale_box(const Gemm& p, int x, int y);
 
 // Tiles that a product may be cut into: rows, columns, blocks of a cluster that share rows of A,
 // and cycles of a multiprocessor for 128 bytes along k and for what a tile takes beside (measured).
@@ -88,5 +99,13 @@ ScaleMode scale_mode(const Gemm& p);
 void gemm_e4m3(const Gemm& p, const Launch& launch);
 void gemm_mixed_fp8(const Gemm& p, const Launch& launch);
 void gemm_16bit(const Gemm& p, const Launch& launch);
+
+// Forms that have one shape each: gemm_forms.cuh. Tiles of scales by column, and of the others that
+// may come with a signal.
+constexpr SignalUnits kColumnsTile{192, 128}, kFormTile{128, 128};
+void gemm_columns(const Gemm& p, const Launch& launch);
+void gemm_finishing(const Gemm& p, const Launch& launch);
+void gemm_turned(const Gemm& p, const Launch& launch);
+void gemm_w8a16(const Gemm& p, const Launch& launch);
 
 }  // namespace mate::gpu::sm90a

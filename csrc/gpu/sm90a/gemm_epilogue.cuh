@@ -85,11 +85,12 @@ struct OutTile {
     }
   }
 
- private:
+  // Of the group.
   __device__ char* data() const {
     return static_cast<char*>(p.out.data) + group * p.out.group_stride * size_of(p.out.type);
   }
 
+ private:
   template <DType type>
   __device__ void stage_as(const float (&sums)[count], uint32_t stages, int lane) const {
 #pragma unroll

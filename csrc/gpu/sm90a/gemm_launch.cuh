@@ -48,24 +48,32 @@ void launch_shape(const Gemm& p, const Launch& launch) {
   args.a_box_rows = kCluster > 1 ? Shape::kRows / kCluster : Shape::kSideBySide ? 16 : Shape::kRows;
   args.a_scale = p.a_scale;
   args.b_scale = p.b_scale;
-  if (mode == ScaleMode::kBlocks) {
+  args.k = p.k;
+  args.scale_blocks = p.scale_blocks;
+  if (by_blocks(mode)) {
     args.scale_copy = scale_copy(p);
     const bool along_k = args.scale_copy == ScaleCopy::kBoxesAlongK;
     if (args.scale_copy != ScaleCopy::kWords) {
       const int rows = Shape::kRows;
       args.a_scales = tensor_map(
           a_scale_box(p, along_k ? kScaleSteps : rows, along_k ? rows : kScaleSteps, along_k));
-      args.b_scales = tensor_map(b_scale_box(p, kScaleSteps, Shape::kColBlocks));
+      args.b_scales =
+          tensor_map(mode == ScaleMode::kColumns ? b_column_scale_box(p, Shape::kCols, kScaleSteps)
+                                                 : b_scale_box(p, kScaleSteps, Shape::kColBlocks));
     }
   }
   args.out = p.out;
   args.signal = p.signal;
   const int step = kStepBytes / static_cast<int>(size);
-  args.a = tensor_map(a_box(p, step, args.a_box_rows));
-  args.b = tensor_map(b_box(p, step, Shape::kCols));
+  if (Shape::kTurnedA) args.a_box_rows = kPlaneRows;
+  args.a = tensor_map(Shape::kTurnedA ? turned_a_box(p, kPlaneRows, step)
+                                      : a_box(p, step, args.a_box_rows));
+  TensorBox b = Shape::kTurnedB ? turned_b_box(p, kPlaneRows, step) : b_box(p, step, Shape::kCols);
+  b.swizzles = !Shape::kWidens;
+  args.b = tensor_map(b);
 
   const TensorBox out = out_box(p, 64, OutStage::kRows);
-  args.out_boxes = p.out.type != DType::kF32 && is_aligned(out);
+  args.out_boxes = size_of(p.out.type) == 2 && is_aligned(out);
   if (args.out_boxes) args.out_map = tensor_map(out);
 
   const int bytes = Shape::kBytes + GroupTable::bytes(p.rows);

@@ -6,8 +6,11 @@
 #include <type_traits>
 
 #include "gpu/sm90a/gemm_args.h"
+#include "gpu/sm90a/gemm_finish.cuh"
+#include "gpu/sm90a/gemm_ragged_k.cuh"
 #include "gpu/sm90a/gemm_shape.cuh"
 #include "gpu/sm90a/gemm_tiles.cuh"
+#include "gpu/sm90a/gemm_turned.cuh"
 #include "gpu/sm90a/wgmma.cuh"
 
 namespace mate::gpu::sm90a {
@@ -62,14 +65,6 @@ struct StepScales {
   float of_rows[active][2], of_cols[Shape::kWgColScales];
 };
 
-// A value that the compiler keeps in a register of each thread: neither computed again from the
-// thread's number, which takes long to read, nor moved to a register of the warp, which takes as
-// long.
-__device__ __forceinline__ uint32_t kept(uint32_t x) {
-  asm volatile("mov.u32 %0, %0;" : "+r"(x));
-  return x;
-}
-
 // Where a thread of a multiplying warpgroup stands: in a tile, in the ring of stages, and in that
 // of scales.
 template <typename Shape>
@@ -84,8 +79,10 @@ class Multiplier {
         warp(uniform(threadIdx.x / 32)),
         lane(kept(threadIdx.x % 32)) {
     const uint32_t base = shared_address(shared.base);
-    a_first_ = uniform(descriptor_low(base + first_row(0) * kStepBytes));
-    b_first_ = uniform(descriptor_low(base + Shape::kABytes + first_col() * kStepBytes));
+    const uint32_t a = base + first_row(0) * kStepBytes;
+    const uint32_t b = base + Shape::kABytes + first_col() * kStepBytes;
+    a_first_ = uniform(Shape::kTurnedA ? turned_descriptor_low(a) : descriptor_low(a));
+    b_first_ = uniform(Shape::kTurnedB ? turned_descriptor_low(b) : descriptor_low(b));
     full_ = shared_address(shared.full(0));
     tiles_ = shared_address(shared.tile(0));
     empty_ = shared_address(shared.empty(0));
@@ -95,6 +92,7 @@ class Multiplier {
     step_bytes_ = along_rows ? Shape::kRows * 4 : 4;
     row_scales_ = shared_address(shared.scales(0)) + thread_row(0) * row_bytes_;
     col_scales_ = kept(shared_address(shared.scales(0)) + Shape::kRowScaleBytes) + lane / 32;
+    if constexpr (Shape::kColumnScales) col_scales_ += (first_col() + lane % 4 * 2) * 4;
     scales_full_ = shared_address(shared.scales_full(0));
     scales_empty_ = shared_address(shared.scales_empty(0));
   }
@@ -115,14 +113,17 @@ class Multiplier {
     used_ = ring_.stage;
     ring_.next();
   }
-  // Gives the stage back from which the last products came.
-  __device__ __forceinline__ void signal_empty() const {
+  // Gives the stage back from which the last products came, or an earlier one.
+  __device__ __forceinline__ void signal_empty() const { release(used_); }
+  __device__ __forceinline__ void release(int stage) const {
     if (Shape::kCluster == 1) {
-      if (lane == 0) arrive_at(empty_ + used_ * 8);
+      if (lane == 0) arrive_at(empty_ + stage * 8);
     } else {
-      if (lane < Shape::kCluster) arrive_remote(empty_ + used_ * 8);
+      if (lane < Shape::kCluster) arrive_remote(empty_ + stage * 8);
     }
   }
+  __device__ __forceinline__ int stage() const { return ring_.stage; }
+  __device__ __forceinline__ int used() const { return used_; }
 
   // Waits for the scales of the next steps, which read_scales takes one by one.
   __device__ __forceinline__ void enter_slot() {
@@ -149,8 +150,30 @@ class Multiplier {
       to.of_rows[h][0] = load_shared(row);
       to.of_rows[h][1] = load_shared(row + 8 * row_bytes_);
     }
+    next_scales();
+  }
+  // Where columns have scales of their own: those of rows thread_row(0) and 8 further, and of
+  // columns 8 j + 2 (lane % 4) and the next, until next_scales.
+  __device__ __forceinline__ float row_scale(int r) const {
+    return load_shared(row_at_ + r * row_bytes_);
+  }
+  __device__ __forceinline__ float2 col_scale_pair(int j) const {
+    return load_shared_pair(col_at_ + j * 32);
+  }
+  __device__ __forceinline__ void next_scales() {
     row_at_ += step_bytes_;
-    col_at_ += 4;
+    col_at_ += Shape::kColumnScales ? Shape::kCols * 4 : 4;
+  }
+
+  // Clears what lies past `left` steps along k of the stage at hand, of all that `active` blocks of
+  // rows are multiplied with. base: of shared memory.
+  __device__ __forceinline__ void clear_past(int left, int active, uint32_t base) const {
+    const uint32_t stage = base + ring_.stage * Shape::kStageBytes;
+    for (int h = 0; h < active; ++h) clear_steps(stage + first_row(h) * kStepBytes, left);
+    for (int i = 0; i < Shape::kWgCols / kPlaneRows; ++i) {
+      clear_steps(stage + Shape::kABytes + first_col() * kStepBytes + i * kPlaneBytes, left);
+    }
+    clear_done(wg);
   }
 
   template <DType a_type, DType b_type>
@@ -160,7 +183,12 @@ class Multiplier {
     const uint32_t stage = ring_.stage * (Shape::kStageBytes / 16);
     const uint32_t a = a_first_ + stage + half * kHalf, b = b_first_ + stage;
     fence_sums(sums);
-    multiply_128<a_type, b_type, Shape::kWgCols>(sums, descriptor_at(a), descriptor_at(b), adds);
+    if constexpr (Shape::kTurnedB) {
+      multiply_turned<a_type, Shape::kWgCols, Shape::kTurnedA>(sums, descriptor_at(a),
+                                                               descriptor_at(b), adds);
+    } else {
+      multiply_128<a_type, b_type, Shape::kWgCols>(sums, descriptor_at(a), descriptor_at(b), adds);
+    }
     fence_sums(sums);
   }
 
@@ -251,12 +279,15 @@ __device__ __forceinline__ void multiply_steps(int k_blocks, int first_run, Mult
 }
 
 // The same without sums of its own: in the tensor cores throughout, as 16-bit operands allow.
-template <int active, DType a_type, DType b_type, typename Shape>
-__device__ __forceinline__ void multiply_in_place(
-    int k_blocks, Multiplier<Shape>& at, float (&sums)[Shape::kHalves][Shape::kWgCols / 2]) {
+// enter(k) is called when step k has arrived.
+template <int active, DType a_type, DType b_type, typename Shape, typename Enter>
+__device__ __forceinline__ void multiply_in_place(int k_blocks, Multiplier<Shape>& at,
+                                                  float (&sums)[Shape::kHalves][Shape::kWgCols / 2],
+                                                  Enter&& enter) {
 #pragma unroll 1
   for (int k = 0; k < k_blocks; ++k) {
     at.wait_full();
+    enter(k);
 #pragma unroll
     for (int h = 0; h < active; ++h) at.template start<a_type, b_type>(h, sums[h], true);
     at.next_stage();
@@ -272,18 +303,27 @@ template <ScaleMode mode, typename Shape>
 __device__ __forceinline__ void pass_steps(int k_blocks, Multiplier<Shape>& at) {
 #pragma unroll 1
   for (int k = 0; k < k_blocks; ++k) {
-    if (mode == ScaleMode::kBlocks && k % kScaleSteps == 0) at.enter_slot();
+    if (by_blocks(mode) && k % kScaleSteps == 0) at.enter_slot();
     at.wait_full();
     at.next_stage();
     at.signal_empty();
     const bool ends_slot = k % kScaleSteps + 1 == kScaleSteps || k + 1 == k_blocks;
-    if (mode == ScaleMode::kBlocks && ends_slot) at.leave_slot();
+    if (by_blocks(mode) && ends_slot) at.leave_slot();
   }
 }
 
+template <int active, DType type, DType code_type, typename Shape>
+__device__ __forceinline__ void multiply_widened(const GemmArgs& p, const Tile& tile, int col,
+                                                 Multiplier<Shape>& at, uint32_t base,
+                                                 float (&sums)[Shape::kWgCols / 2]);
+template <DType a_type, DType b_type, typename Shape, typename Begin>
+__device__ __forceinline__ void multiply_columns(int k_blocks, Multiplier<Shape>& at,
+                                                 float (&sums)[Shape::kWgCols / 2], Begin&& begin);
+
 template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
 __device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& shared) {
-  constexpr int kHalves = Shape::kHalves;
+  constexpr int kHalves = Shape::kHalves, kCount = Shape::kWgCols / 2;
+  using Out = std::conditional_t<Shape::kFinishes, FinishedTile<kCount>, OutTile<kCount>>;
   Multiplier<Shape> at(shared, p.scale_copy);
   const uint32_t staged = shared_address(shared.out(at.wg, 0)) + at.warp % 4 * OutStage::kWarpBytes;
   uint32_t out_phase = 0;
@@ -302,7 +342,9 @@ __device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& share
     if (tile.rows < 0) break;
     const int col = tile.col + at.first_col();
     const int first_run = tile.col % kScaleCols / 64 + at.first_col() / 64;
-    float sums[kHalves][Shape::kWgCols / 2];
+    const int group_k =
+        is_by_k<Shape>(p) ? GroupTable(shared.table(), p.rows).count[tile.group] : 0;
+    float sums[kHalves][kCount];
     int active = 0;
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
@@ -312,8 +354,8 @@ __device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& share
     }
     auto out_tile = [&](int h) {
       const int first = at.first_row(h) + at.warp % 4 * 16;
-      return OutTile<Shape::kWgCols / 2>{p, is_batched(p.rows) ? tile.group : 0,
-                                         tile.row_first + first, tile.rows - first, col};
+      return Out{p, is_by_k<Shape>(p) || is_batched(p.rows) ? tile.group : 0,
+                 tile.row_first + first, tile.rows - first, col};
     };
     auto stage_of = [&](int h) { return staged + h * Shape::kOutParts * OutStage::kBytes; };
     auto finish = [&](int h) {
@@ -337,16 +379,35 @@ __device__ void multiply_tiles(const GemmArgs& p, const GemmShared<Shape>& share
     };
     auto run = [&](auto count) {
       constexpr int kActive = decltype(count)::value;
-      if constexpr (kActive == 0) {
+      if constexpr (Shape::kWidens) {
         publish();
-        pass_steps<mode>(p.k_blocks, at);
+        multiply_widened<kActive, a_type, b_type>(p, tile, col, at, shared_address(shared.base),
+                                                  sums[0]);
+        if constexpr (kActive > 0) {
+          finish(0);
+        } else if (p.has_storer()) {
+          wait(shared.out_empty(at.wg), out_phase ^ 1);
+        }
+        store(count);
+      } else if constexpr (kActive == 0) {
+        publish();
+        pass_steps<mode>(k_blocks_of<Shape>(p, group_k), at);
         if (p.has_storer()) wait(shared.out_empty(at.wg), out_phase ^ 1);
         store(count);
       } else if constexpr (mode == ScaleMode::kNone) {
         publish();
-        multiply_in_place<kActive, a_type, b_type>(p.k_blocks, at, sums);
+        const int k_blocks = k_blocks_of<Shape>(p, group_k);
+        const int tail = group_k % kPlaneSteps;
+        multiply_in_place<kActive, a_type, b_type>(k_blocks, at, sums, [&](int k) {
+          if (!Shape::kTurnedA || tail == 0 || k + 1 < k_blocks) return;
+          at.clear_past(tail, kActive, shared_address(shared.base));
+        });
 #pragma unroll
         for (int h = 0; h < kActive; ++h) finish(h);
+        store(count);
+      } else if constexpr (mode == ScaleMode::kColumns) {
+        multiply_columns<a_type, b_type>(k_blocks_of<Shape>(p, group_k), at, sums[0], publish);
+        finish(0);
         store(count);
       } else {
         multiply_steps<kActive, a_type, b_type, mode>(p.k_blocks, first_run, at, sums, publish,

@@ -13,9 +13,15 @@ constexpr int kScaleSteps = 4, kScaleSlots = 3;
 constexpr int kScaleCols = 128;  // that share one
 
 // halves: blocks of 64 rows of a warpgroup. Warpgroups share the columns of a tile, or its rows
-// where side_by_side. cluster: blocks that share the rows of A.
-template <int warpgroups, int halves, int wg_cols, bool side_by_side, int cluster, int stages>
+// where side_by_side. cluster: blocks that share the rows of A. scale_cols: columns that share a
+// scale of B.
+template <int warpgroups, int halves, int wg_cols, bool side_by_side, int cluster, int stages,
+          int scale_cols = kScaleCols>
 struct GemmShape {
+  // What a shape takes beyond the plain product of K-major operands; see gemm_forms.cuh.
+  static constexpr bool kTurnedA = false, kTurnedB = false, kFinishes = false, kRaggedK = false;
+  static constexpr bool kWidens = false;
+
   static constexpr int kWarpgroups = warpgroups;  // that multiply
   static constexpr int kThreads = (kWarpgroups + 1) * 128;
   static constexpr int kProducerRegisters = kWarpgroups > 2 ? 32 : 40;
@@ -31,13 +37,13 @@ struct GemmShape {
   static constexpr int kOutBytes = kWarpgroups * halves * kOutParts * OutStage::kBytes;
   // Blocks of columns that a tile meets, and runs of columns of a warpgroup in one block: tiles of
   // 192 columns cut blocks in half.
-  static constexpr int kColBlocks = (kCols + kScaleCols - 1) / kScaleCols;
+  static constexpr bool kColumnScales = scale_cols == 1;
+  static constexpr int kColBlocks = (kCols + scale_cols - 1) / scale_cols;
   static constexpr int kWgColScales =
       wg_cols % kScaleCols == 0 ? wg_cols / kScaleCols : wg_cols / 64;
   static constexpr int kRowScaleBytes = kRows * kScaleSteps * 4;
   static constexpr int kColScaleBytes = kColBlocks * kScaleSteps * 4;
-  static constexpr int kSlotBytes = kRowScaleBytes + 128;
-  static_assert(kColScaleBytes <= 128);
+  static constexpr int kSlotBytes = kRowScaleBytes + (kColScaleBytes + 127) / 128 * 128;
   static constexpr int kBarrierBytes =
       2 * (stages + kScaleSlots + kWarpgroups) * static_cast<int>(sizeof(Barrier));
   static constexpr int kTileBytes = stages * static_cast<int>(sizeof(Tile));
@@ -53,6 +59,9 @@ struct GemmShape {
 };
 
 template <typename Shape>
+using Walk = TileWalk<Shape::kRaggedK>;
+
+template <typename Shape>
 struct GemmShared {
   char* base;
 
@@ -64,7 +73,7 @@ struct GemmShared {
            (wg * Shape::kHalves + half) * Shape::kOutParts * OutStage::kBytes;
   }
   // Scales of A [row, kScaleSteps] (kBoxesAlongRows: [kScaleSteps, row]), then of B [block of
-  // columns, kScaleSteps].
+  // columns, kScaleSteps] (kColumnScales: [kScaleSteps, column]).
   __device__ char* scales(int slot) const {
     return out(Shape::kWarpgroups, 0) + slot * Shape::kSlotBytes;
   }

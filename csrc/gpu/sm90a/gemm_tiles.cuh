@@ -5,7 +5,11 @@
 
 namespace mate::gpu::sm90a {
 
-// Rows of each group and its first tile, in shared memory. Not used by kBatched.
+// Stands for scales that are not there, with strides of 0.
+__device__ const float kOne = 1.0f;
+
+// Rows of each group (kRaggedK: its steps along k) and its first tile, in shared memory. Not used
+// by kBatched.
 struct GroupTable {
   int* first;  // [num_groups] first row
   int* count;  // [num_groups]
@@ -133,13 +137,15 @@ struct alignas(16) Tile {
 };
 
 // Goes through tiles of a cluster in ascending order, in bands of rows, which keep what blocks read
-// at a time in the second-level cache.
+// at a time in the second-level cache. ragged_k: rows may be those of kRaggedK too.
+template <bool ragged_k>
 class TileWalk {
  public:
   int group = 0;
   int row_first, rows;  // as in Tile
   int row_in_group;
   int n_tile;
+  int k_first = 0, k = 0;  // of the group, where kRaggedK
 
   __device__ TileWalk(const GroupTable& table, const Rows& rows, int tile_rows,
                       const Tiling& tiling)
@@ -171,13 +177,27 @@ class TileWalk {
     const int count = batched ? static_cast<int>(all_.rows) : table_.count[group];
     row_first = row_in_group + (batched ? 0 : table_.first[group]);
     rows = count - row_in_group;
+    if constexpr (ragged_k) {
+      if (is_by_k()) take_k();
+    }
     return true;
   }
 
-  // Group where A, its scales and the output have a matrix for each.
+  // Matrices of A and its scales, of B and its scales, and of the output.
   __device__ int plane() const { return is_batched(all_) ? group : 0; }
+  __device__ int b_plane() const { return is_by_k() ? 0 : group; }
+  __device__ int out_plane() const { return is_by_k() ? group : plane(); }
 
  private:
+  __device__ bool is_by_k() const { return ragged_k && all_.mode == RowMode::kRaggedK; }
+
+  // A group of kRaggedK has all rows; the table tells what it has of k.
+  __device__ void take_k() {
+    k_first = table_.first[group], k = table_.count[group];
+    row_first = row_in_group;
+    rows = static_cast<int>(all_.rows) - row_in_group;
+  }
+
   GroupTable table_;
   const Rows& all_;
   const Tiling& tiling_;

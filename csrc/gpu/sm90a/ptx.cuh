@@ -12,6 +12,14 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// A value that the compiler keeps in a register of each thread: neither computed again from the
+// thread's number, which takes long to read, nor moved to a register of the warp, which takes as
+// long.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("mov.u32 %0, %0;" : "+r"(x));
+  return x;
+}
+
 using Barrier = uint64_t;
 
 __device__ __forceinline__ void init_barrier(Barrier* bar, uint32_t arrivals) {
@@ -89,6 +97,12 @@ __device__ __forceinline__ float load_shared(uint32_t from) {
   float value;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
   return value;
+}
+
+__device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
 }
 
 // Into the second-level cache.
@@ -194,6 +208,14 @@ __device__ __forceinline__ uint64_t descriptor_at(uint32_t low) {
 }
 __device__ __forceinline__ uint32_t descriptor_low(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | (1u << 16);
+}
+
+// The same where the 128 bytes lie along the rows of the product: tiles are planes of 64 rows and
+// 64 steps along k, one after the other. 16 steps are kTurnedStep further.
+constexpr int kTurnedPlaneBytes = 64 * 128;
+constexpr uint32_t kTurnedStep = 16 * 128 / 16;
+__device__ __forceinline__ uint32_t turned_descriptor_low(uint32_t address) {
+  return ((address & 0x3ffff) >> 4) | (static_cast<uint32_t>(kTurnedPlaneBytes / 16) << 16);
 }
 
 __device__ __forceinline__ void begin_products() {

@@ -93,8 +93,19 @@ namespace mate::gpu::sm90a {
     MACRO("m64n256" kind, types, 128, "%128", "%129", "%130", more); \
   }
 
-// a, b: descriptors of rows of 32 bytes along k. add is 0 where d is overwritten.
-template <DType a_type, DType b_type, int n>
+#define MATE_PRODUCT_TURNED(types)                       \
+  if constexpr (!turned_b) {                             \
+    static_assert(!turned_a);                            \
+    MATE_PRODUCT_N(MATE_PRODUCT, "k16", types, ", 0, 0") \
+  } else if constexpr (turned_a) {                       \
+    MATE_PRODUCT_N(MATE_PRODUCT, "k16", types, ", 1, 1") \
+  } else {                                               \
+    MATE_PRODUCT_N(MATE_PRODUCT, "k16", types, ", 0, 1") \
+  }
+
+// a, b: descriptors of rows of 32 bytes along k. add is 0 where d is overwritten. turned_a,
+// turned_b: the operand's rows lie along k (16 bits).
+template <DType a_type, DType b_type, int n, bool turned_a = false, bool turned_b = false>
 __device__ __forceinline__ void multiply(float (&d)[n / 2], uint64_t a, uint64_t b, int add) {
   if constexpr (a_type == DType::kE4M3 && b_type == DType::kE4M3) {
     MATE_PRODUCT_N(MATE_PRODUCT, "k32", "e4m3.e4m3", "")
@@ -105,10 +116,10 @@ __device__ __forceinline__ void multiply(float (&d)[n / 2], uint64_t a, uint64_t
   } else if constexpr (a_type == DType::kE5M2 && b_type == DType::kE5M2) {
     MATE_PRODUCT_N(MATE_PRODUCT, "k32", "e5m2.e5m2", "")
   } else if constexpr (a_type == DType::kBF16 && b_type == DType::kBF16) {
-    MATE_PRODUCT_N(MATE_PRODUCT, "k16", "bf16.bf16", ", 0, 0")
+    MATE_PRODUCT_TURNED("bf16.bf16")
   } else {
     static_assert(a_type == DType::kF16 && b_type == DType::kF16);
-    MATE_PRODUCT_N(MATE_PRODUCT, "k16", "f16.f16", ", 0, 0")
+    MATE_PRODUCT_TURNED("f16.f16")
   }
 }
 
@@ -131,6 +142,20 @@ __device__ __forceinline__ void multiply_128(float (&d)[n / 2], uint64_t a, uint
   }
 }
 
+// The same for 16-bit operands of which B is turned.
+template <DType type, int n, bool turned_a>
+__device__ __forceinline__ void multiply_turned(float (&d)[n / 2], uint64_t a, uint64_t b,
+                                                int add) {
+  begin_products();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    multiply<type, type, n, turned_a, true>(d, a + i * (turned_a ? kTurnedStep : 2),
+                                            b + i * kTurnedStep, i > 0 ? 1 : add);
+  }
+  commit_products();
+}
+
+#undef MATE_PRODUCT_TURNED
 #undef MATE_PRODUCT_N
 #undef MATE_FOUR_PRODUCTS
 #undef MATE_PRODUCT
