@@ -6,8 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from gemm_cases import BF16, E4M3, E5M2, FP16, NAN, Maker, assert_close, bits, ceil_div
+from gemm_cases import (
+    BF16,
+    E4M3,
+    E5M2,
+    FP16,
+    Maker,
+    assert_close,
+    bits,
+    ceil_div,
+)
 from gpu_contract import require_gpu
+from gpu_layouts import BLOCKS, EXPERTS, ROWS, TENSOR, layout, operands, poison, served_by
 
 from mate_plugin.kernels import gemm, library, select
 from mate_plugin.kernels.reference import gemm as reference
@@ -15,7 +25,6 @@ from mate_plugin.kernels.reference import gemm as reference
 require_gpu()
 
 BEST = select.choose("ragged_m_gemm", "cuda").impl
-BLOCKS, ROWS, EXPERTS, TENSOR = (1, 128, 128), (1, 1, 128), (1, -1, -1), (-1, -1, -1)
 COUNTS = {
     "few": [1, 0, 3, 17, 64, 0, 5, 2],
     "uneven": [300, 0, 1, 129, 1000, 64, 0, 127],
@@ -23,64 +32,24 @@ COUNTS = {
 }
 
 
-def operands(
-    make: Maker, rows: tuple[int, ...], experts: int, n: int, k: int, types: Any, grain: Any
-) -> tuple[Any, Any]:
-    a, b = make.normal(*rows, k, dtype=types[0]), make.normal(experts, n, k, dtype=types[1])
-    if types[0] in (BF16, FP16):
-        return a, b
-    if grain == TENSOR:
-        return (a, make.scale(1)), (b, make.scale(1))
-    kb, nb = ceil_div(k, grain[2]), ceil_div(n, grain[1])
-    return (a, make.scale(*rows, kb)), (b, make.scale(experts, nb, kb))
-
-
-def layout(mode: str, counts: list[int], align: int) -> tuple[torch.Tensor, int]:
-    """``ragged_tokens_info`` and the number of rows, some of them after the last expert."""
-    if mode == "per_expert":
-        return torch.tensor(counts, dtype=torch.int32), sum(counts) + 5
-    ids: list[int] = []
-    ends: list[int] = []
-    for expert, count in enumerate(counts):
-        ids += [-1] * (-len(ids) % align) + [expert] * count
-        ends.append(len(ids))
-    ids += [-1] * 5
-    if mode == "psum_expert":
-        return torch.tensor(ends, dtype=torch.int32), len(ids)
-    return torch.tensor(ids, dtype=torch.int32), len(ids)
-
-
-def served_by(op: str) -> set[str]:
-    return {row["impl"] for row in library.counters() if row["op"] == op}
-
-
-def poison(a: Any, unowned: torch.Tensor) -> None:
-    for x in a if isinstance(a, tuple) else (a,):
-        if x.numel() > 1 and x.element_size() == 1:
-            x.view(torch.uint8)[unowned] = 0x7F
-        elif x.numel() > 1:
-            x[unowned] = NAN
-
-
 @pytest.mark.parametrize("mode", ["per_token", "psum_expert", "per_expert"])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize(
-    ("types", "grain", "fast"),
+    ("types", "grain"),
     [
-        ((E4M3, E4M3), BLOCKS, True),
-        ((E4M3, E5M2), BLOCKS, True),
-        ((E5M2, E4M3), EXPERTS, True),
-        ((E4M3, E4M3), EXPERTS, True),
-        ((E4M3, E4M3), TENSOR, True),
-        ((E4M3, E4M3), ROWS, False),
-        ((BF16, BF16), None, True),
-        ((FP16, FP16), None, True),
+        ((E4M3, E4M3), BLOCKS),
+        ((E4M3, E5M2), BLOCKS),
+        ((E5M2, E4M3), EXPERTS),
+        ((E4M3, E4M3), EXPERTS),
+        ((E4M3, E4M3), TENSOR),
+        ((E4M3, E4M3), ROWS),
+        ((E5M2, E4M3), ROWS),
+        ((BF16, BF16), None),
+        ((FP16, FP16), None),
     ],
 )
 @pytest.mark.parametrize(("n", "k"), [(1536, 2048), (712, 1040)])
-def test_ragged_m(
-    mode: str, counts: list[int], types: Any, grain: Any, fast: bool, n: int, k: int
-) -> None:
+def test_ragged_m(mode: str, counts: list[int], types: Any, grain: Any, n: int, k: int) -> None:
     make = Maker(n + len(mode))
     info, rows = layout(mode, counts, 128)
     a, b = operands(make, (rows,), len(counts), n, k, types, grain)
@@ -93,8 +62,7 @@ def test_ragged_m(
     run = gemm.ragged_m_moe_gemm_16bit if grain is None else gemm.ragged_m_moe_gemm_8bit
     library.reset_counters()
     run(a, b, info, out, mode, alignment_m=128, **options)
-    if fast:
-        assert served_by("ragged_m_gemm") == {BEST}
+    assert served_by("ragged_m_gemm") == {BEST}
     assert torch.equal(bits(out[~owned]), bits(before[~owned]))
     shape = grain or BLOCKS
     assert_close(out[owned], lambda x, y: reference.ragged_m(x, y, owner, shape)[owned], a, b, k)
@@ -111,7 +79,13 @@ def test_ragged_m(
 )
 @pytest.mark.parametrize(
     ("types", "grain"),
-    [((E4M3, E4M3), BLOCKS), ((E5M2, E4M3), BLOCKS), ((E4M3, E4M3), TENSOR), ((BF16, BF16), None)],
+    [
+        ((E4M3, E4M3), BLOCKS),
+        ((E5M2, E4M3), BLOCKS),
+        ((E4M3, E4M3), ROWS),
+        ((E4M3, E4M3), TENSOR),
+        ((BF16, BF16), None),
+    ],
 )
 def test_masked(room: int, types: Any, grain: Any, n: int, k: int) -> None:
     make = Maker(room + n)
@@ -148,7 +122,7 @@ def test_masked(room: int, types: Any, grain: Any, n: int, k: int) -> None:
     ],
 )
 @pytest.mark.parametrize("types", [(E4M3, E4M3), (E5M2, E4M3)])
-@pytest.mark.parametrize("grain", [BLOCKS, EXPERTS, TENSOR])
+@pytest.mark.parametrize("grain", [BLOCKS, ROWS, EXPERTS, TENSOR])
 @pytest.mark.parametrize("half", [BF16, FP16])
 def test_dense(m: int, n: int, k: int, types: Any, grain: Any, half: torch.dtype) -> None:
     make = Maker(m)
@@ -174,19 +148,3 @@ def test_fewer_multiprocessors_give_the_same_bits(types: Any) -> None:
         out = torch.zeros(rows, 1536, dtype=BF16)
         run(a, b, info, out, "psum_expert", num_mp=num_mp, alignment_m=128)
         assert torch.equal(out, want), num_mp
-
-
-@pytest.mark.parametrize("types", [(E4M3, E4M3), (FP16, FP16)])
-def test_ragged_k(types: Any) -> None:
-    make = Maker(8)
-    counts = [1000, 0, 128, 77, 3]
-    info = torch.tensor(counts, dtype=torch.int32)
-    blocks = sum(ceil_div(count, 128) for count in counts)
-    a, b = (
-        make.normal(sum(counts), width, dtype=t) for width, t in zip((400, 320), types, strict=True)
-    )
-    if types[0] == E4M3:
-        a, b = (a, make.scale(blocks, 400)), (b, make.scale(blocks, 320))
-    run = gemm.ragged_k_moe_gemm_8bit if types[0] == E4M3 else gemm.ragged_k_moe_gemm_16bit
-    out = run(a, b, info, torch.zeros(5, 400, 320))
-    assert_close(out, lambda x, y: reference.ragged_k(x, y, info), a, b, max(counts))
