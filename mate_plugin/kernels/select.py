@@ -14,6 +14,7 @@ _SM90A = frozenset(
     {
         "ragged_m_gemm",
         "masked_gemm",
+        "ragged_k_gemm",
         "batched_gemm",
         "paged_mqa_logits",
         "mqa_logits",
