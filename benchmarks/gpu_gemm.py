@@ -40,7 +40,10 @@ def cases(peer: Any | None) -> Iterator[Named]:
     for groups, length in RAGGED_K:
         for m, n in LAYERS:
             name = f"ragged-k {groups} x ~{length} m {m} n {n}"
-            yield f"{name} fp8", partial(ragged_k_8bit, groups, length, m, n, peer)
+            yield f"{name} fp8", partial(ragged_k_8bit, groups, length, m, n, peer, True)
+            if peer:
+                ready = f"{name} fp8, peer's operands turned before"
+                yield ready, partial(ragged_k_8bit, groups, length, m, n, peer, False)
             yield f"{name} bf16", partial(ragged_k_16bit, groups, length, m, n, peer)
     for m, n, k in DENSE[1:]:
         yield f"1 x 128 scales m {m} n {n} k {k}", partial(columns, m, n, k, peer)
@@ -161,7 +164,9 @@ def sums_case(lengths: list[int], m: int, n: int, size: int, ours: Any, theirs: 
     )
 
 
-def ragged_k_8bit(groups: int, length: int, m: int, n: int, peer: Any | None) -> Case:
+def ragged_k_8bit(
+    groups: int, length: int, m: int, n: int, peer: Any | None, peer_turns: bool
+) -> Case:
     lengths = lengths_about(length, groups)
     info, rows = torch.tensor(lengths, dtype=torch.int32), sum(lengths)
     a, b = (torch.randn(rows, width).to(torch.float8_e4m3fn) for width in (m, n))
@@ -169,20 +174,25 @@ def ragged_k_8bit(groups: int, length: int, m: int, n: int, peer: Any | None) ->
 
     theirs = None
     if peer:
-        # On Hopper the peer takes K-major operands only, and its k-grouped kernel for them does not
-        # start in the release measured: its products for the same scales, group by group.
+        # On Hopper the peer takes K-major operands only, to which torch turns the rows that a layer
+        # has. Its k-grouped kernel does not start in the release measured: its products for the
+        # same scales, group by group.
         starts = [0, *itertools.accumulate(lengths)]
         groups_of = [
             (slice(first, last), slice(first // ALIGNMENT, last // ALIGNMENT))
             for first, last in itertools.pairwise(starts)
         ]
-        turned = [
-            [(x[rows].t().contiguous(), s[blocks].t()) for x, s in ((a, sa), (b, sb))]
-            for rows, blocks in groups_of
-        ]
+
+        def turn() -> list[Any]:
+            return [
+                [(x[rows].t().contiguous(), s[blocks].t()) for x, s in ((a, sa), (b, sb))]
+                for rows, blocks in groups_of
+            ]
+
+        ready = turn()
 
         def theirs(out: torch.Tensor) -> None:
-            for (left, right), result in zip(turned, out, strict=True):
+            for (left, right), result in zip(turn() if peer_turns else ready, out, strict=True):
                 peer.fp8_gemm_nt(left, right, result, c=result, recipe=(1, 1, 128))
 
     return sums_case(

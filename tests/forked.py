@@ -18,9 +18,15 @@ import vllm
 import vllm.model_executor.kernels.linear
 import vllm.model_executor.layers.quantization.fp8
 """
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
-)
+
+
+def _is_installed(package: str) -> bool:
+    # A folder of that name on the path, as tests/vllm is to some processes, has no origin.
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+needs_vllm = pytest.mark.skipif(not _is_installed("vllm"), reason="vLLM is not installed")
 SERVE = """
 import json, os, sys, traceback
 exec(sys.argv[1], {})

@@ -21,11 +21,11 @@ from mate_plugin.kernels import library
 from mate_plugin.trial import BROUGHT_BY
 from mate_plugin.trial.cases import CASES, LARGE, SMALL, Call, Case, Outputs
 
-# Largest error over the largest value: half a unit in the last place and what sums of another order
-# differ by, or for FP8 one code.
+# Largest error over the largest value: a unit in the last place, which sums of another order may be
+# rounded to, and the difference of the sums; for FP8 one code.
 TOLERANCES = {
     torch.float32: 1e-3,
-    torch.bfloat16: 5e-3,
+    torch.bfloat16: 9e-3,
     torch.float16: 2e-3,
     torch.float8_e4m3fn: 0.08,
 }

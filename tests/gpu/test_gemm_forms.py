@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import tensor_core_slack
 from gemm_cases import (
     BF16,
     E4M3,
@@ -171,7 +172,9 @@ def test_output_with_scales(m: int, n: int, k: int, types: Any, grain: Any) -> N
     assert served_by("batched_gemm") == {BEST}
     assert out.dtype == E4M3
     want = reference.dense(a, b, grain)
-    slack = (k * 2**-24 + 2**-13) * reference.dense(magnitude(a), magnitude(b), grain)
+    # Errors of the tensor cores do not average out in sums as short as some of these.
+    relative = k * 2**-24 + 4 * tensor_core_slack(out)
+    slack = relative * reference.dense(magnitude(a), magnitude(b), grain)
     assert (
         (scale - reference.block_scales(want)).abs() <= reference.block_scales(slack) * 1.01
     ).all()

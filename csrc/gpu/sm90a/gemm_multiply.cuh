@@ -104,7 +104,10 @@ class Multiplier {
   // The tile whose first step is next.
   __device__ __forceinline__ Tile next_tile() const {
     wait_full();
-    return load_tile(tiles_ + ring_.stage * sizeof(Tile));
+    const Tile tile = load_tile(tiles_ + ring_.stage * sizeof(Tile));
+    // One lane gives the stage back for all.
+    __syncwarp();
+    return tile;
   }
   __device__ __forceinline__ void wait_full() const {
     wait_at(full_ + ring_.stage * 8, ring_.phase);
