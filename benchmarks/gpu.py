@@ -62,7 +62,7 @@ def measure(family: str, name: str, case: Case, repeats: int) -> Row:
             if case.differ is not None:
                 with torch.device("cuda"):
                     apart = case.differ()
-                if apart > ALIKE:
+                if not apart <= ALIKE:  # or NaN
                     fault = f"results differ by {apart:.2g}"
         except Exception as error:
             # A peer that cannot run a case is no reason to measure nothing.

@@ -61,10 +61,10 @@ def median_us(run: Callable[[], object], repeats: int) -> float:
 
 
 def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """1 - 2 x y / (x x + y y), which is 0 for equal tensors."""
+    """1 - 2 x y / (x x + y y), which is 0 for equal tensors; NaN where either holds NaN."""
     a, b = x.double(), y.double()
     energy = (a * a + b * b).sum()
-    return float(1 - 2 * (a * b).sum() / energy) if energy > 0 else 0.0
+    return float(1 - 2 * (a * b).sum() / energy) if energy != 0 else 0.0
 
 
 def copy_bandwidth(repeats: int) -> float:

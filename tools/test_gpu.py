@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "gpu"
 IMPLS = ("sm90a", "portable")
+BRANCH = "MATE_TEST_MUSA_BRANCH"  # names the library in the place of libmate_cuda.so
 COUNTS = ("passed", "failed", "errors", "error", "skipped")
 LINES = 40  # that are shown of what failed
 
@@ -87,7 +88,8 @@ def counted_cases(output: str) -> dict[str, int]:
     right = [one for one in results if "error" in one and one["error"] <= one["tolerance"]]
     refused = [one for one in results if "refused" in one]
     wrong = len(results) - len(right) - len(refused)
-    return {"passed": len(right), "skipped": len(refused), **({"failed": wrong} if wrong else {})}
+    counts = {"passed": len(right), "skipped": len(refused), "failed": wrong}
+    return {what: count for what, count in counts.items() if count}
 
 
 def run(job: Job, limit: float, logs: Path | None = None) -> Outcome:
@@ -143,10 +145,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=6, help="processes at a time")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that each may take")
     options = parser.parse_args()
+    portable = {"MATE_PLUGIN_IMPL": "portable"}
     stages: dict[str, Callable[[], list[Job]]] = {
         "auto": lambda: tests_of("auto", {"MATE_PLUGIN_IMPL": ""}),
-        "portable": lambda: tests_of("portable", {"MATE_PLUGIN_IMPL": "portable"}),
-        "musa": lambda: tests_of("musa", {"MATE_TEST_MUSA_BRANCH": str(options.musa_library)}),
+        "portable": lambda: tests_of("portable", portable),
+        "musa": lambda: tests_of("musa", portable | {BRANCH: str(options.musa_library)}),
         "memcheck": lambda: sanitized("memcheck"),
         "racecheck": lambda: sanitized("racecheck"),
     }

@@ -101,13 +101,15 @@ class Multiplier {
   __device__ int first_col() const { return Shape::first_col(wg); }
   __device__ int thread_row(int half) const { return first_row(half) + warp % 4 * 16 + lane / 4; }
 
-  // The tile whose first step is next.
+  // The tile whose first step is next. Read by the lane that gives the stage back to the warp which
+  // will write over it.
   __device__ __forceinline__ Tile next_tile() const {
     wait_full();
-    const Tile tile = load_tile(tiles_ + ring_.stage * sizeof(Tile));
-    // One lane gives the stage back for all.
-    __syncwarp();
-    return tile;
+    const int reader = Shape::kCluster > 1 ? block_in_cluster() : 0;
+    Tile tile{};
+    if (lane == reader) tile = load_tile(tiles_ + ring_.stage * sizeof(Tile));
+    auto told = [&](int x) { return __shfl_sync(~0u, x, reader); };
+    return {told(tile.group), told(tile.row_first), told(tile.rows), told(tile.col)};
   }
   __device__ __forceinline__ void wait_full() const {
     wait_at(full_ + ring_.stage * 8, ring_.phase);
