@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--summary", type=Path, help="where the table goes too")
     parser.add_argument("--logs", type=Path, help="a folder for all that each process wrote")
     parser.add_argument("--jobs", type=int, default=6, help="processes at a time")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds that each may take")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds that each may take")
     options = parser.parse_args()
     portable = {"MATE_PLUGIN_IMPL": "portable"}
     stages: dict[str, Callable[[], list[Job]]] = {

@@ -101,14 +101,16 @@ class Multiplier {
   __device__ int first_col() const { return Shape::first_col(wg); }
   __device__ int thread_row(int half) const { return first_row(half) + warp % 4 * 16 + lane / 4; }
 
-  // The tile whose first step is next. Read by the lane that gives the stage back to the warp which
-  // will write over it.
+  // The tile whose first step is next. All lanes have it before the warp's next products, after
+  // which one of them gives the stage back; where that one alone reads, racecheck sees the order too
+  // (shapes of clusters have no registers for it).
   __device__ __forceinline__ Tile next_tile() const {
     wait_full();
-    const int reader = Shape::kCluster > 1 ? block_in_cluster() : 0;
+    const uint32_t from = tiles_ + ring_.stage * sizeof(Tile);
+    if (Shape::kCluster > 1) return load_tile(from);
     Tile tile{};
-    if (lane == reader) tile = load_tile(tiles_ + ring_.stage * sizeof(Tile));
-    auto told = [&](int x) { return __shfl_sync(~0u, x, reader); };
+    if (lane == 0) tile = load_tile(from);
+    auto told = [](int x) { return __shfl_sync(~0u, x, 0); };
     return {told(tile.group), told(tile.row_first), told(tile.rows), told(tile.col)};
   }
   __device__ __forceinline__ void wait_full() const {
