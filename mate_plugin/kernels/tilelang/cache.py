@@ -1,0 +1,84 @@
+"""TileLang: whether it is there, what it compiles for, and the kernels compiled so far."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Makes a TileLang function for shapes and the name of an FP8 type.
+Build = Callable[..., Any]
+# Moore Threads' fork knows e4m3fn by the other name, and its units take no other.
+_FP8 = {"cuda": "float8_e4m3fn", "musa": "float8_e4m3"}
+_CAPABILITY = {"cuda": (9, 0), "musa": (3, 1)}
+
+
+@functools.lru_cache(maxsize=1)
+def package() -> Any:
+    """The module ``tilelang``, or why it cannot be imported."""
+    try:
+        return importlib.import_module("tilelang")
+    except Exception as error:
+        # Somebody else's package may fail in any way; the caller says so.
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"tilelang cannot be imported ({said})"
+
+
+def obstacle(kind: str) -> str:
+    """Why TileLang compiles nothing for a kind of device; empty where it does."""
+    if kind not in _FP8:
+        return f"TileLang kernels are for {' and '.join(_FP8)} devices"
+    tilelang = package()
+    if isinstance(tilelang, str):
+        return tilelang
+    # Both builds are called tilelang; only the fork knows the target.
+    if kind == "musa" and not hasattr(tilelang.utils.target, "target_is_musa"):
+        return f"tilelang {tilelang.__version__} is not Moore Threads' build for MUSA"
+    return ""
+
+
+def require(op: str, device: torch.device) -> None:
+    """Raises ``NotImplementedError`` with the reason where ``op`` cannot run on ``device``."""
+    if reason := _why_not(device.type, device.index):
+        raise NotImplementedError(f"{op}: no TileLang kernel on {device.type!r}: {reason}")
+
+
+@functools.lru_cache(maxsize=64)
+def _why_not(kind: str, index: int | None) -> str:
+    if reason := obstacle(kind):
+        return reason
+    wanted, found = _CAPABILITY[kind], getattr(torch, kind).get_device_capability(index)
+    if found == wanted:
+        return ""
+    return f"expected compute capability {wanted[0]}.{wanted[1]}, found {found[0]}.{found[1]}"
+
+
+def target(kind: str) -> Any:
+    """What TileLang compiles for."""
+    if kind == "musa":
+        return "musa -arch=mp_31"
+    return {"kind": "cuda", "arch": "sm_90a"}
+
+
+def _options(kind: str) -> dict[Any, Any]:
+    keys = package().PassConfigKey
+    wanted = {"TL_DISABLE_FAST_MATH": True}  # infinities and NaN count
+    if kind == "musa":
+        # What the fork tests its FP8 products with.
+        wanted |= {"TL_DISABLE_WARP_SPECIALIZED": True, "TL_DISABLE_TMA_LOWER": True}
+    return {getattr(keys, key): value for key, value in wanted.items() if hasattr(keys, key)}
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(build: Build, kind: str, *shape: Any) -> Callable[..., None]:
+    """``build(*shape, fp8)`` compiled for a kind of device, to call with its tensors."""
+    if reason := obstacle(kind):
+        raise NotImplementedError(f"{build.__name__}: {reason}")
+    function = build(*shape, _FP8[kind])
+    kernel: Callable[..., None] = package().compile(
+        function, target=target(kind), pass_configs=_options(kind)
+    )
+    return kernel
