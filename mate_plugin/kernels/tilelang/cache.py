@@ -82,3 +82,9 @@ def compiled(build: Build, kind: str, *shape: Any) -> Callable[..., None]:
         function, target=target(kind), pass_configs=_options(kind)
     )
     return kernel
+
+
+def source(build: Build, kind: str, *shape: Any) -> str:
+    """What TileLang made of ``build(*shape, fp8)``, in CUDA or MUSA."""
+    text: str = compiled(build, kind, *shape).get_kernel_source()  # type: ignore[attr-defined]
+    return text
