@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 # Makes a TileLang function for shapes and the name of an FP8 type.
 Build = Callable[..., Any]
 # Moore Threads' fork knows e4m3fn by the other name, and its units take no other.
-_FP8 = {"cuda": "float8_e4m3fn", "musa": "float8_e4m3"}
+FP8 = {"cuda": "float8_e4m3fn", "musa": "float8_e4m3"}
 _CAPABILITY = {"cuda": (9, 0), "musa": (3, 1)}
 
 
@@ -29,13 +30,13 @@ def package() -> Any:
 
 def obstacle(kind: str) -> str:
     """Why TileLang compiles nothing for a kind of device; empty where it does."""
-    if kind not in _FP8:
-        return f"TileLang kernels are for {' and '.join(_FP8)} devices"
+    if kind not in FP8:
+        return f"TileLang kernels are for {' and '.join(FP8)} devices"
     tilelang = package()
     if isinstance(tilelang, str):
         return tilelang
-    # Both builds are called tilelang; only the fork knows the target.
-    if kind == "musa" and not hasattr(tilelang.utils.target, "target_is_musa"):
+    # Both builds are called tilelang; only the fork calls mcc.
+    if kind == "musa" and importlib.util.find_spec("tilelang.contrib.mcc") is None:
         return f"tilelang {tilelang.__version__} is not Moore Threads' build for MUSA"
     return ""
 
@@ -73,18 +74,9 @@ def _options(kind: str) -> dict[Any, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def compiled(build: Build, kind: str, *shape: Any) -> Callable[..., None]:
+def compiled(build: Build, kind: str, *shape: Any) -> Any:
     """``build(*shape, fp8)`` compiled for a kind of device, to call with its tensors."""
     if reason := obstacle(kind):
         raise NotImplementedError(f"{build.__name__}: {reason}")
-    function = build(*shape, _FP8[kind])
-    kernel: Callable[..., None] = package().compile(
-        function, target=target(kind), pass_configs=_options(kind)
-    )
-    return kernel
-
-
-def source(build: Build, kind: str, *shape: Any) -> str:
-    """What TileLang made of ``build(*shape, fp8)``, in CUDA or MUSA."""
-    text: str = compiled(build, kind, *shape).get_kernel_source()  # type: ignore[attr-defined]
-    return text
+    function = build(*shape, FP8[kind])
+    return package().compile(function, target=target(kind), pass_configs=_options(kind))
