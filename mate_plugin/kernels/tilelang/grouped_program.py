@@ -39,7 +39,7 @@ def grouped_gemm(
     rows, groups = T.dynamic("rows"), experts if layout == "masked" else 1
     stride_group, stride_row, stride_k = (T.dynamic(f"sa_{dim}") for dim in ("group", "row", "k"))
     k_blocks, n_blocks = -(-k // BLOCK), -(-n // BLOCK)
-    halvings = experts.bit_length()
+    halvings = (experts - 1).bit_length()
 
     @T.prim_func
     def grouped_gemm_kernel(
@@ -85,17 +85,16 @@ def grouped_gemm(
                         if info[start + tile.rows - 1] == expert:
                             live = tile.rows
             else:
-                # The first expert that ends after this row, by halving.
+                # The first expert that ends after this row, or the last one, by halving.
                 for i in T.serial(halvings):
                     step = T.shift_left(1, halvings - 1 - i)
-                    if expert + step <= experts:
+                    if expert + step < experts:
                         if info[expert + step - 1] <= start:
                             expert = expert + step
-                if expert < experts:
-                    live = T.min(info[expert], rows) - start
-                    if expert > 0:
-                        if start < T.ceildiv(info[expert - 1], alignment) * alignment:
-                            live = 0
+                live = T.min(info[expert], rows) - start
+                if expert > 0:
+                    if start < T.ceildiv(info[expert - 1], alignment) * alignment:
+                        live = 0
 
             # A condition around the loop would be read before ``live`` is known: TileLang moves it
             # in front of what it splits into loading and multiplying warps.
