@@ -12,16 +12,22 @@ from typing import Any
 import pytest
 import torch
 from gemm_cases import SENTINEL, Maker
-from gemm_cases import assert_close as assert_product
 from indexer_cases import PagedCase, paged_case
+from tilelang_cases import (
+    COUNTS,
+    assert_masked,
+    assert_ragged,
+    masked_case,
+    operands,
+    ragged_case,
+)
 from tilelang_plain import Plain
 
-from mate_plugin.kernels.reference import gemm as oracle
 from mate_plugin.kernels.tilelang import cache, grouped, logits
 from mate_plugin.kernels.tilelang.grouped_program import LAYOUTS, Tile, grouped_gemm
 from mate_plugin.kernels.tilelang.logits_program import Split, paged_mqa_logits
 
-E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
+BF16 = torch.bfloat16
 missing = cache.obstacle("cuda")
 needs_tilelang = pytest.mark.skipif(bool(missing), reason=missing)
 TILES = (grouped.WIDE, grouped.NARROW)
@@ -77,21 +83,6 @@ def test_logits_are_lowered_to_fp8_units_and_bulk_copies(next_n: int, dims: int)
     assert source.count("tl::tma_load(") == 1
 
 
-def psum_layout(counts: list[int], alignment: int) -> tuple[torch.Tensor, int]:
-    """Ends of the experts' rows, and how many rows there are up to an aligned one."""
-    ends, end = [], 0
-    for count in counts:
-        end = -(-end // alignment) * alignment + count
-        ends.append(end)
-    return torch.tensor(ends, dtype=torch.int32), -(-end // alignment) * alignment
-
-
-def operands(make: Maker, rows: tuple[int, ...], experts: int, n: int, k: int) -> Any:
-    a = make.normal(*rows, k, dtype=E4M3), make.scale(*rows, -(-k // 128))
-    b = make.normal(experts, n, k, dtype=E4M3), make.scale(experts, -(-n // 128), -(-k // 128))
-    return a, b
-
-
 def run_plain(
     folder: Path, layout: str, a: Any, b: Any, info: torch.Tensor, alignment: int, tile: Tile
 ) -> torch.Tensor:
@@ -109,45 +100,23 @@ def run_plain(
     return out
 
 
-COUNTS = [[100, 0, 128, 1, 90], [0, 0, 0, 300], [256, 130, 0], [0, 0, 0, 0], [200]]
-
-
 @needs_tilelang
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 @pytest.mark.parametrize(("layout", "alignment"), [("per_token", 128), ("psum_expert", 256)])
 def test_ragged_rows_meet_their_experts(
     tmp_path: Path, layout: str, alignment: int, counts: list[int]
 ) -> None:
-    ends, rows = psum_layout(counts, alignment)
-    rows = max(rows, 1) + 40  # the last rows fill no tile and belong to nobody
-    ids = oracle.expert_of_row(ends, rows, "psum_expert", alignment)
-    a, b = operands(Maker(len(str(counts))), (rows,), len(counts), 136, 208)
-    a[0].view(torch.uint8)[ids < 0] = 0x7F  # NaN where nothing may be read
-    info = ids.int() if layout == "per_token" else ends
+    a, b, info, ids = ragged_case(layout, alignment, counts, 136, 208)
     grouped_a = a[0].unsqueeze(0), a[1].unsqueeze(0)
     out = run_plain(tmp_path, layout, grouped_a, b, info, alignment, Tile(64, 64, 1, 1))[0]
-    assert torch.equal(out[ids < 0], torch.full_like(out[ids < 0], SENTINEL))
-    used = ids >= 0
-    if used.any():
-
-        def product(x: Any, y: Any) -> torch.Tensor:
-            return oracle.ragged_m(x, y, ids[used])
-
-        assert_product(out[used], product, (a[0][used], a[1][used]), b, 208)
+    assert_ragged(out, a, b, ids)
 
 
 @needs_tilelang
 def test_masked_rows_meet_their_experts(tmp_path: Path) -> None:
-    counts = torch.tensor([0, 70, 64, 100], dtype=torch.int32)
-    a, b = operands(Maker(1), (4, 100), 4, 136, 208)
-    unused = torch.arange(100) >= counts[:, None]
-    a[0].view(torch.uint8)[unused] = 0x7F
+    a, b, counts, unused = masked_case([0, 70, 64, 100], 100, 136, 208)
     out = run_plain(tmp_path, "masked", a, b, counts, 128, Tile(64, 64, 1, 1))
-    assert torch.equal(out[unused], torch.full_like(out[unused], SENTINEL))
-    a[0].view(torch.uint8)[unused] = 0
-    assert_product(
-        out.masked_fill(unused[..., None], 0), lambda x, y: oracle.masked(x, y, counts), a, b, 208
-    )
+    assert_masked(out, a, b, counts, unused)
 
 
 @needs_tilelang
