@@ -1,146 +1,106 @@
 """TileLang's kernels beside ours for Hopper and our portable ones, on one GPU.
 
+    python benchmarks/gpu_tilelang.py --compile-only     # all programs side by side; needs no GPU
     python benchmarks/gpu_tilelang.py                    # a Markdown table
-    python benchmarks/gpu_tilelang.py --sweep            # and other tiles and splits
-    python benchmarks/gpu_tilelang.py --compile-only     # compiles all of it; needs nvcc, no GPU
+    python benchmarks/gpu_tilelang.py --sweep            # and a row for each other tile and split
 
-Data, timing and L2 flushes are those of gpu.py. Each result is compared with the reference in
-float64 first. Ours is chosen once per process, so a child with MATE_PLUGIN_IMPL=portable measures
-TileLang beside the portable kernels, and each ratio is of two calls that took turns.
+Data, timing and L2 flushes are those of gpu.py. The three take turns on the same data, after
+TileLang's result was compared with the reference in float64. Each case has a process and a time
+limit of its own and prints a row as soon as it has one, so that what hangs or crashes costs no
+other case. A host time near that of the flush (some 80 us) would be part of the times beside it.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
-import gpu_indexer
+import tilelang_programs
 import torch
 import typer
+from gpu_impls import Both
 from gpu_timing import Case, medians_us
-from tilelang_peer import HEADS, K, N, TileLang, cases, checked
+from tilelang_peer import APART, SPLITS, TILES, TileLang, cases, distance
 
-from mate_plugin.kernels import library
-from mate_plugin.kernels.tilelang import cache, grouped, logits
-from mate_plugin.kernels.tilelang.grouped_program import LAYOUTS, Tile, grouped_gemm
-from mate_plugin.kernels.tilelang.logits_program import Split, paged_mqa_logits
+from mate_plugin.kernels.tilelang import cache
 
-TILES = (
-    grouped.WIDE,
-    Tile(128, 128, 256, 3),
-    Tile(128, 64, 256, 5),
-    grouped.NARROW,
-    Tile(64, 128, 128, 4),
-    Tile(64, 64, 128, 8),
+HEAD = (
+    "| case | TileLang us | TFLOP/s | GB/s | ours us | ours / TileLang | portable us"
+    " | portable / TileLang | TileLang's host us | 1 - cosine |\n|---" + "|---:" * 9 + "|"
 )
-SPLITS = (logits.SPLIT, Split(512, 128, 3), Split(1024, 128, 6), Split(2048, 128, 4))
-
-Row = dict[str, Any]
+WRONG = 3  # exit status of a case with results that are not the reference's
 
 
-def measure(peer: TileLang, name: str, case: Case, repeats: int, sweep: bool) -> Row:
-    apart = checked(peer, case)
-    library.reset_counters()
-    case.ours()
-    impls = "+".join(sorted({count["impl"] for count in library.counters()}))
-    ours, theirs = medians_us([case.ours, case.peer], repeats)  # type: ignore[list-item]
-    row = {"case": name, "impl": impls, "ours": ours, "tilelang": theirs, "apart": apart}
-    row |= {"tflops": case.flops / theirs / 1e6, "gbs": case.num_bytes / theirs / 1e3}
-    return row | {"others": others(peer, name, case, repeats) if sweep else {}}
+def host_us(case: Case, calls: int = 50) -> float:
+    """What queueing a call of TileLang's takes on the host."""
+    assert case.peer is not None
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(calls):
+        case.peer()
+    seconds = time.perf_counter() - started
+    torch.cuda.synchronize()
+    return seconds / calls * 1e6
 
 
-def others(peer: TileLang, name: str, case: Case, repeats: int) -> dict[str, float]:
-    """Times with each tile or split."""
-    key, choices = ("split", SPLITS) if name.startswith("paged") else ("tile", TILES)
-    usual, runs = getattr(peer, key), {}
-    for one in choices:
+def measure(peer: TileLang, both: Both, name: str, case: Case, repeats: int) -> bool:
+    """Print a row; whether TileLang's numbers are the reference's."""
+    apart = distance(peer, case)
+    runs = [both.run("auto", case.ours), both.run("portable", case.ours)]
+    impls = [both.served(run) for run in runs]
+    theirs, ours, portable = medians_us([case.peer, *runs], repeats)  # type: ignore[list-item]
+    right = apart <= APART
+    print(
+        f"| {name} | {theirs:.1f} | {case.flops / theirs / 1e6:.0f}"
+        f" | {case.num_bytes / theirs / 1e3:.0f} | {ours:.1f} ({impls[0]}) | {ours / theirs:.2f}"
+        f" | {portable:.1f} ({impls[1]}) | {portable / theirs:.2f} | {host_us(case):.0f}"
+        f" | {apart:.1e}{'' if right else ' WRONG'} |",
+        flush=True,
+    )
+    return right
 
-        def run(one: Tile | Split = one) -> None:
-            setattr(peer, key, one)
-            case.peer()  # type: ignore[misc]
 
-        setattr(peer, key, one)
-        checked(peer, case)
-        runs[str(one)] = run
-    times = medians_us(list(runs.values()), repeats)
-    setattr(peer, key, usual)
-    return dict(zip(runs, times, strict=True))
-
-
-def measured(only: str, repeats: int, seed: int, sweep: bool) -> list[Row]:
+def one_case(wanted: str, repeats: int, seed: int, sweep: bool) -> bool:
+    """The rows of one case, in this process."""
     torch.manual_seed(seed)
-    rows = []
     peer = TileLang()
-    for name, make in cases(peer):
-        if only in name:
-            with torch.device("cuda"):
-                case = make()
-            rows.append(row := measure(peer, name, case, repeats, sweep))
-            beside = f"{row['impl']} {row['ours']:.1f} us"
-            print(f"{name}: TileLang {row['tilelang']:.1f} us, {beside}", file=sys.stderr)
-            del case
-            peer.expected = None
-            gc.collect()
-            torch.cuda.empty_cache()
-    return rows
+    key, choices = ("split", SPLITS) if wanted.startswith("paged") else ("tile", TILES)
+    with tempfile.TemporaryDirectory() as folder:
+        both = Both(Path(folder))
+        with torch.device("cuda"):
+            case = dict(cases(peer))[wanted]()
+        right = measure(peer, both, wanted, case, repeats)
+        for choice in choices if sweep else ():
+            setattr(peer, key, choice)
+            try:
+                right &= measure(peer, both, f"{wanted}, {choice}", case, repeats)
+            except Exception as error:  # another choice may do
+                right = False
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                print(f"| {wanted}, {choice} | failed: {said} |", flush=True)
+    return right
 
 
-def portable(*options: str) -> list[Row]:
-    """The rows of a process that takes the portable kernels."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--json", *options],
-        env=os.environ | {"MATE_PLUGIN_IMPL": "portable"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-    return rows
-
-
-def table(ours: list[Row], portables: list[Row]) -> Iterator[str]:
-    yield (
-        "| case | TileLang us | TFLOP/s | GB/s | ours us | ours / TileLang | portable us"
-        " | portable / TileLang | 1 - cosine |"
-    )
-    yield "|---" + "|---:" * 8 + "|"
-    for row, other in zip(ours, portables, strict=True):
-        yield (
-            f"| {row['case']} | {row['tilelang']:.1f} | {row['tflops']:.0f} | {row['gbs']:.0f}"
-            f" | {row['ours']:.1f} ({row['impl']}) | {row['ours'] / row['tilelang']:.2f}"
-            f" | {other['ours']:.1f} ({other['impl']})"
-            f" | {other['ours'] / other['tilelang']:.2f} | {row['apart']:.1e} |"
-        )
-    for row in ours:
-        for choice, micros in row["others"].items():
-            yield f"\n{row['case']}, {choice}: {micros:.1f} us"
-
-
-def compile_all() -> None:
-    """Every kernel that the cases and the sweep take, for sm_90a."""
-    stride = gpu_indexer.BLOCK * (gpu_indexer.DEPTH + 4)
-    kernels: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        (grouped_gemm, (layout, 32, N, K, 128, tile)) for layout in LAYOUTS for tile in TILES
-    ]
-    kernels += [
-        (paged_mqa_logits, (next_n, HEADS, gpu_indexer.DEPTH, stride, dims, clean, split))
-        for next_n, dims, clean in ((1, 2, False), (1, 1, True), (2, 2, True))
-        for split in SPLITS
-    ]
-    print("| kernel | seconds to compile | FP8 wgmma | TMA loads |\n|---|---:|---:|---:|")
-    for build, shape in kernels:
-        started = time.perf_counter()
-        source = cache.compiled(build, "cuda", *shape).get_kernel_source()
-        products = source.count("tl::wgmma_ss<tl::DataType::kFloat8_e4m3")
-        seconds = time.perf_counter() - started
-        cells = (f"{build.__name__}{shape}", f"{seconds:.1f}", products, source.count("tma_load("))
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+def every_case(only: str, limit: int, *options: str) -> bool:
+    """Each case in a process of its own."""
+    right = True
+    for name, _ in cases(TileLang()):
+        if only not in name:
+            continue
+        try:
+            command = [sys.executable, __file__, "--case", name, *options]
+            status = subprocess.run(command, timeout=limit, check=False).returncode
+            why = "" if status in (0, WRONG) else f"exit status {status}"
+        except subprocess.TimeoutExpired:
+            status, why = 1, f"no end in {limit} s"
+        if why:
+            print(f"| {name} | failed: {why} |", flush=True)
+        right &= status == 0
+    return right
 
 
 def main(
@@ -150,24 +110,29 @@ def main(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Time other tiles and splits too.")
     ] = False,
+    limit: Annotated[int, typer.Option(help="Seconds for a case, or for all compiling.")] = 180,
     compile_only: Annotated[bool, typer.Option("--compile-only", help="Needs no GPU.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Rows of this process alone.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes that compile; 0: one a core.")] = 0,
+    share: Annotated[str, typer.Option(hidden=True)] = "",
+    case: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure and print."""
     if reason := cache.obstacle("cuda"):
         raise typer.BadParameter(reason)
     cache.package().set_log_level("WARNING")  # or it writes among the rows
-    if compile_only:
-        compile_all()
-        return
-    rows = measured(only, repeats, seed, sweep)
-    if as_json:
-        print(json.dumps(rows))
-        return
-    options = ("--only", only, "--repeats", str(repeats), "--seed", str(seed))
-    versions = f"torch {torch.__version__}, tilelang {cache.package().__version__}"
-    print(f"{torch.cuda.get_device_name()}, {versions}\n")
-    print("\n".join(table(rows, portable(*options))))
+    if share:
+        right = tilelang_programs.compile_share(*map(int, share.split("/")))
+    elif compile_only:
+        right = tilelang_programs.compile_all(__file__, jobs, limit)
+    elif case:
+        right = one_case(case, repeats, seed, sweep)
+        raise typer.Exit(0 if right else WRONG)
+    else:
+        versions = f"torch {torch.__version__}, tilelang {cache.package().__version__}"
+        print(f"{torch.cuda.get_device_name()}, {versions}\n\n{HEAD}", flush=True)
+        options = ["--repeats", str(repeats), "--seed", str(seed), *["--sweep"] * sweep]
+        right = every_case(only, limit, *options)
+    raise typer.Exit(0 if right else 1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mate_plugin.kernels.reference import gemm as gemm_oracle
 from mate_plugin.kernels.reference import indexer as indexer_oracle
 from mate_plugin.kernels.tilelang import grouped, logits
 from mate_plugin.kernels.tilelang.grouped_program import Tile
+from mate_plugin.kernels.tilelang.logits_program import Split
 
 N, K, HEADS = 4096, 7168, 64
 CONTIGUOUS = ((4, 8192), (8, 1024), (32, 256))  # experts, rows of each, about
@@ -22,6 +23,16 @@ MASKED = (32, 64)  # experts, rows of each
 PAGED = ((8, 8192), (8, 65536), (64, 8192), (64, 65536))  # requests, context, about
 # Sums of FP8 products on the tensor cores keep about 14 bits, results are rounded to bf16.
 APART = 1e-3
+# What a sweep tries.
+TILES = (
+    grouped.WIDE,
+    Tile(128, 128, 256, 3),
+    Tile(128, 64, 256, 5),
+    grouped.NARROW,
+    Tile(64, 128, 128, 4),
+    Tile(64, 64, 128, 8),
+)
+SPLITS = (logits.SPLIT, Split(512, 128, 3), Split(1024, 128, 6), Split(2048, 128, 4))
 
 
 class TileLang:
@@ -88,15 +99,10 @@ def cases(peer: TileLang) -> Iterator[Named]:
         yield name, partial(gpu_indexer.paged, batch, 1, context, peer, HEADS)
 
 
-def checked(peer: TileLang, case: Case) -> float:
-    """1 - cosine of TileLang's result and the reference; raises where they differ."""
+def distance(peer: TileLang, case: Case) -> float:
+    """1 - cosine of TileLang's result and the reference."""
     assert case.peer is not None
     case.peer()
     assert peer.expected is not None
     with torch.device("cuda"):
-        apart = cosine_distance(*peer.expected())
-    if not apart <= APART:
-        raise RuntimeError(
-            f"expected 1 - cosine of at most {APART} from the reference: {apart:.3g}"
-        )
-    return apart
+        return cosine_distance(*peer.expected())

@@ -1,0 +1,64 @@
+"""Our CUDA library twice in one process: with the kernels that a user gets, and portable ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mate_plugin.kernels import library
+
+
+class Both:
+    """Stands for the library wherever it is called; made before its first call.
+
+    A library reads MATE_PLUGIN_IMPL once, and a copy of its file is another library. The variable
+    is what the next call may read, so that each of them finds its own at its first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` takes the copy, and stays as long as the process uses the GPU."""
+        assert "cuda" not in library._loaded, "a library was loaded before"
+        name = library.LIBRARIES["cuda"]
+        self._libraries = {"auto": library.module("cuda")}
+        copy = folder / f"portable-{name}"
+        usual = library.find
+        found = usual(name)
+        assert found is not None  # or it would not have been loaded
+        shutil.copyfile(found, copy)
+        library.find = lambda wanted: copy if wanted == name else usual(wanted)
+        try:
+            self._libraries["portable"] = library._load("cuda")
+        finally:
+            library.find = usual
+        library._loaded["cuda"] = self
+        self.use("auto")
+
+    def use(self, impl: str) -> None:
+        """Calls from here on are served by "auto" or "portable"."""
+        os.environ["MATE_PLUGIN_IMPL"] = self._impl = impl
+
+    def run(self, impl: str, call: Callable[[], object]) -> Callable[[], object]:
+        """``call`` with one of them."""
+
+        def run() -> object:
+            self.use(impl)
+            return call()
+
+        return run
+
+    def served(self, run: Callable[[], object]) -> str:
+        """Which kernels a call of :meth:`run` takes."""
+        run()  # chooses the library whose counters are read
+        library.reset_counters()
+        run()
+        return "+".join(sorted({count["impl"] for count in library.counters() if count["calls"]}))
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        functions = {impl: one[name] for impl, one in self._libraries.items()}
+        return lambda *arguments: functions[self._impl](*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._libraries[self._impl], name)
