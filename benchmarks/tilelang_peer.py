@@ -36,30 +36,47 @@ SPLITS = (logits.SPLIT, Split(512, 128, 3), Split(1024, 128, 6), Split(2048, 128
 
 
 class TileLang:
-    """The functions of DeepGEMM that the cases of gpu.py call, by TileLang.
+    """The functions of DeepGEMM that the cases of gpu.py call, by TileLang; one for each case.
 
-    ``tile`` and ``split`` replace the usual choice; ``expected`` computes in float64 what the last
-    call should have written, and returns both.
+    ``tile`` and ``split`` replace the usual choice. While ``checking``, a call writes over what
+    earlier ones left, and ``expected`` gives what it wrote and what float64 makes of it.
     """
 
     def __init__(self) -> None:
         self.tile: Tile | None = None
         self.split = logits.SPLIT
+        self.checking = False
         self.expected: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._reference: torch.Tensor | None = None
+
+    def _forget(self, out: torch.Tensor) -> None:
+        if self.checking:
+            out.fill_(float("nan"))
+
+    def _once(self, reference: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self._reference is None:
+            self._reference = reference()
+        return self._reference
 
     def m_grouped_fp8_gemm_nt_contiguous(self, a: Any, b: Any, out: Any, ids: Any) -> None:
+        self._forget(out)
         grouped.ragged_m_gemm(a, b, ids, out, tile=self.tile)
         self.expected = lambda: (
             out[ids >= 0],
-            gemm_oracle.ragged_m(a, b, ids.long())[ids >= 0],
+            self._once(lambda: gemm_oracle.ragged_m(a, b, ids.long())[ids >= 0]),
         )
 
     def m_grouped_fp8_gemm_nt_masked(
         self, a: Any, b: Any, out: Any, info: Any, expected: int
     ) -> None:
+        self._forget(out)
         grouped.masked_gemm(a, b, info, out, expected, tile=self.tile)
-        used = torch.arange(out.shape[1], device=out.device) < info[:, None]
-        self.expected = lambda: (out[used], gemm_oracle.masked(a, b, info)[used])
+
+        def both() -> tuple[torch.Tensor, torch.Tensor]:
+            used = torch.arange(out.shape[1], device=out.device) < info[:, None]
+            return out[used], self._once(lambda: gemm_oracle.masked(a, b, info)[used])
+
+        self.expected = both
 
     def get_paged_mqa_logits_metadata(self, *_: Any) -> None:
         """TileLang's kernel splits the work by itself."""
@@ -76,13 +93,16 @@ class TileLang:
         clean: bool,
     ) -> torch.Tensor:
         out = torch.empty(len(weights), most, device=q.device)
+        self._forget(out)
         logits.fp8_paged_mqa_logits(q, cache, weights, lens, table, out, clean, self.split)
 
-        def expected() -> tuple[torch.Tensor, torch.Tensor]:
-            wanted = indexer_oracle.paged_mqa_logits(q, cache, weights, lens, table, most)
+        def both() -> tuple[torch.Tensor, torch.Tensor]:
+            wanted = self._once(
+                lambda: indexer_oracle.paged_mqa_logits(q, cache, weights, lens, table, most)
+            )
             return out[wanted.isfinite()], wanted[wanted.isfinite()]
 
-        self.expected = expected
+        self.expected = both
         return out
 
 
@@ -100,9 +120,13 @@ def cases(peer: TileLang) -> Iterator[Named]:
 
 
 def distance(peer: TileLang, case: Case) -> float:
-    """1 - cosine of TileLang's result and the reference."""
+    """1 - cosine of TileLang's result and the reference; infinite where it wrote no numbers."""
     assert case.peer is not None
+    peer.checking = True
     case.peer()
+    peer.checking = False
     assert peer.expected is not None
     with torch.device("cuda"):
-        return cosine_distance(*peer.expected())
+        result, reference = peer.expected()
+        # The data are finite, and a cosine of NaN would be none.
+        return cosine_distance(result, reference) if result.isfinite().all() else float("inf")
