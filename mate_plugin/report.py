@@ -88,11 +88,12 @@ def counters() -> list[dict[str, Any]]:
     return library.counters() if library is not None else []
 
 
-def vendor_refusals() -> list[dict[str, Any]]:
-    """Calls on Moore Threads' device that went past the vendor's own kernels to ours, with reasons;
-    empty before the first tensor of that device."""
-    route = sys.modules.get("mate_plugin.kernels.vendor.route")
-    return route.refusals() if route is not None else []
+def refusals(impl: str) -> list[dict[str, Any]]:
+    """Calls that went past an implementation ("vendor", "tilelang") to others, with reasons; empty
+    before the first tensor of a device where it comes first."""
+    calls = sys.modules.get("mate_plugin.kernels.calls")
+    every = calls.every() if calls is not None else []
+    return [one for package in every if package.impl == impl for one in package.refusals()]
 
 
 def logits_peak() -> int:
@@ -119,7 +120,8 @@ def snapshot() -> dict[str, Any]:
         "isa": library.isa() if library is not None else None,
         "counters": counters(),
         "layers": [asdict(count) for count in layers()],
-        "vendor_refusals": vendor_refusals(),
+        "vendor_refusals": refusals("vendor"),
+        "tilelang_refusals": refusals("tilelang"),
         "logits_peak_bytes": logits_peak(),
         "installed": [asdict(hook) for hook in hooks()],
     }
@@ -141,7 +143,7 @@ def explain() -> str:
     ]
     lines += [
         f"{one['op']}: {one['calls']} calls on mate-plugin's kernels ({one['reason']})"
-        for one in vendor_refusals()
+        for one in refusals("vendor") + refusals("tilelang")
     ]
     if peak := logits_peak():
         lines.append(f"indexer logits: at most {peak / (1 << 20):.1f} MiB at once")

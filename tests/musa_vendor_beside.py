@@ -84,8 +84,8 @@ def ours_takes_the_rest() -> None:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    route.logger.addHandler(handler)
-    route.logger.setLevel("INFO")
+    route.calls.logger.addHandler(handler)
+    route.calls.logger.setLevel("INFO")
     case = ragged([128], n=200)
     operands = musa((case.a, case.b, case.experts, case.out))
     for _ in range(3):

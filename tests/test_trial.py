@@ -124,7 +124,9 @@ def test_a_device_that_cannot_be_used_at_all(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(run.TrialError, match="no driver"):
         list(run.trial("musa", "vendor"))
-    with pytest.raises(ValueError, match="impl: expected one of vendor, portable, got 'amx'"):
+    with pytest.raises(
+        ValueError, match="impl: expected one of vendor, tilelang, portable, got 'amx'"
+    ):
         list(run.trial("musa", "amx"))
 
 

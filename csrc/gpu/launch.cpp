@@ -44,11 +44,12 @@ Impl wanted_impl() {
   static const Impl impl = [] {
     const char* text = std::getenv("MATE_PLUGIN_IMPL");
     const std::string name = text == nullptr || *text == 0 ? "auto" : text;
-    if (name == "auto") return Impl::kAuto;
+    // Kernels outside this library come before it for some calls, which are none of its own.
+    if (name == "auto" || name == "tilelang") return Impl::kAuto;
     if (name == "portable") return Impl::kPortable;
     if (name == "sm90a") return Impl::kSm90a;
-    throw std::invalid_argument("MATE_PLUGIN_IMPL: expected auto, portable or sm90a, got '" + name +
-                                "'");
+    throw std::invalid_argument(
+        "MATE_PLUGIN_IMPL: expected auto, portable, sm90a or tilelang, got '" + name + "'");
   }();
   return impl;
 }

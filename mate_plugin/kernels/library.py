@@ -12,12 +12,13 @@ import ctypes
 import functools
 import operator
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+
+from mate_plugin.kernels import calls
 
 LIBRARIES = {"cpu": "libmate_cpu.so", "cuda": "libmate_cuda.so", "musa": "libmate_musa.so"}
 _COMPILERS = {"cuda": "nvcc 12.8 or newer", "musa": "the MUSA toolkit with its compiler mcc"}
@@ -212,13 +213,13 @@ def counters() -> list[Counter]:
     rows: list[Counter] = []
     for library in modules():
         for line in str(library.counters()).splitlines():
-            op, impl, calls, nanoseconds = line.split("\t")
+            op, impl, number, nanoseconds = line.split("\t")
             seconds = int(nanoseconds) / 1e9
-            rows.append(Counter(op=op, impl=impl, calls=int(calls), seconds=seconds))
-    if (vendor := _vendor_route()) is not None:
+            rows.append(Counter(op=op, impl=impl, calls=int(number), seconds=seconds))
+    for package in calls.every():
         rows += [
-            Counter(op=op, impl="vendor", calls=calls, seconds=seconds)
-            for op, calls, seconds in vendor.counters()
+            Counter(op=op, impl=package.impl, calls=count, seconds=seconds)
+            for op, count, seconds in package.counters()
         ]
     return sorted(rows, key=lambda row: (row["op"], row["impl"]))
 
@@ -227,13 +228,8 @@ def reset_counters() -> None:
     """Sets all counters of this process to zero."""
     for library in modules():
         library.reset_counters()
-    if (vendor := _vendor_route()) is not None:
-        vendor.reset()
-
-
-def _vendor_route() -> Any:
-    """The module of the vendor's calls, once there was a tensor of that device."""
-    return sys.modules.get("mate_plugin.kernels.vendor.route")
+    for package in calls.every():
+        package.reset()
 
 
 def _exports_fp8() -> bool:
@@ -273,28 +269,36 @@ def _handed_over(function: Callable[..., Any]) -> Callable[..., Any]:
     from tvm_ffi import from_dlpack
 
     def call(*arguments: Any) -> Any:
-        if _FP8_AS_BYTES:
-            arguments = tuple(_as_bytes(a) for a in arguments)
         return function(*(from_dlpack(a) if isinstance(a, torch.Tensor) else a for a in arguments))
 
     return call
 
 
-def _vendor_first(name: str, extras: int, count: int) -> Callable[..., Any]:
-    """Where Moore Threads' own package comes first, ours is loaded when a call needs it."""
-    from mate_plugin.kernels.vendor.route import route
+def _routed(kind: str, name: str, extras: int, count: int) -> Callable[..., Any]:
+    """Where packages come first, ours is loaded when a call needs it."""
+    from mate_plugin.kernels.route import route
 
-    ours = functools.cache(lambda: _compiled("musa", name, extras, count))
-    return route(name, lambda *arguments: ours()(*arguments))
+    load = functools.cache(lambda: _compiled(kind, name, extras, count))
+
+    def ours(*arguments: Any) -> Any:
+        return load()(*(map(_as_bytes, arguments) if _FP8_AS_BYTES else arguments))
+
+    return route(name, kind, ours)
+
+
+def _comes_first(kind: str) -> bool:
+    """Whether packages may serve a kind of device before ours (:mod:`.route`), as calls begin."""
+    return kind == "musa" or (kind == "cuda" and calls.wanted() == "tilelang")
 
 
 def entry(name: str, extras: int = 0) -> Callable[..., Any]:
     """A compiled entry for eager calls; the first argument is a tensor, whose device it runs on.
 
     A library is loaded at the first call that needs it. On Moore Threads' device the vendor's own
-    package comes first (:mod:`.vendor`). ``extras``: as for :func:`define`.
+    package comes first (:mod:`.route`). ``extras``: as for :func:`define`.
     """
     found: dict[str, Callable[..., Any]] = {}
+    routed: set[str] = set()
 
     def direct(*arguments: Any) -> Any:
         first = arguments[0]
@@ -302,13 +306,13 @@ def entry(name: str, extras: int = 0) -> Callable[..., Any]:
         function = found.get(kind)
         if function is None:
             count = len(arguments)
-            found[kind] = function = (
-                _vendor_first(name, extras, count)
-                if kind == "musa"
-                else _compiled(kind, name, extras, count)
-            )
-        # The vendor's functions want them as they are.
-        if _FP8_AS_BYTES and kind != "musa":
+            make = _compiled
+            if _comes_first(kind):
+                routed.add(kind)
+                make = _routed
+            found[kind] = function = make(kind, name, extras, count)
+        # Packages want them as they are.
+        if _FP8_AS_BYTES and kind not in routed:
             arguments = tuple(_as_bytes(a) for a in arguments)
         return function(*arguments)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
-from mate_plugin.kernels import library
+from mate_plugin.kernels import calls, library
 
 # Ops with kernels for Hopper's own instructions beside the portable ones.
 _SM90A = frozenset(
@@ -21,7 +20,7 @@ _SM90A = frozenset(
         "index_topk",
     }
 )
-GPU_IMPLS = ("portable", "sm90a", "vendor")
+GPU_IMPLS = ("portable", "sm90a", "vendor", "tilelang")
 _IMPLS = ("auto", *GPU_IMPLS)
 # Devices of implementations that serve one kind alone.
 _HOMES = {"sm90a": "cuda", "vendor": "musa"}
@@ -46,7 +45,7 @@ def choose(
 
     On a GPU a call whose operands the Hopper kernels do not take is served by the portable ones all
     the same; the counters of :mod:`.library` tell. On Moore Threads' the vendor's own package comes
-    first, for the calls that it takes (:mod:`.vendor`).
+    first, then TileLang, each for the calls that it takes (:mod:`.route`).
 
     ``capability`` is the GPU's, from callers that know it: torch starts CUDA up to find it, and a
     process that has done so cannot be forked any more.
@@ -66,20 +65,17 @@ def choose(
 def _on_gpu(
     op: str, kind: str, index: int | None, capability: tuple[int, int] | None
 ) -> tuple[str | None, str]:
-    wanted = os.environ.get("MATE_PLUGIN_IMPL") or "auto"
+    wanted = calls.wanted()
     if wanted not in _IMPLS:
         return None, f"MATE_PLUGIN_IMPL: expected one of {', '.join(_IMPLS)}, got {wanted!r}"
     if (home := _HOMES.get(wanted, kind)) != kind:
         return None, f"MATE_PLUGIN_IMPL={wanted} wants a {home} device, found {kind}"
     theirs = ""
-    if kind == "musa" and wanted != "portable" and not _unfit(kind, index, capability):
-        from mate_plugin.kernels.vendor import package
-
-        if not (reason := package.obstacle(op)):
-            return "vendor", package.describe()
-        if wanted == "vendor" and op in package.FUNCTIONS:
-            return None, f"MATE_PLUGIN_IMPL=vendor, but {reason}"
-        theirs = f"{reason}; "
+    if (kind == "musa" or wanted == "tilelang") and not _unfit(kind, index, capability):
+        found = _packages(op, kind, index, capability, wanted)
+        if isinstance(found, tuple):
+            return found
+        theirs = found and f"{found}; "
     if reason := library.missing(kind):
         return None, theirs + reason
     if not library.module(kind).implements_function(op):
@@ -92,11 +88,35 @@ def _on_gpu(
     number = ".".join(map(str, capability))
     if wanted == "sm90a" and capability != (9, 0):
         return None, f"MATE_PLUGIN_IMPL=sm90a wants compute capability 9.0, found {number}"
-    if wanted != "auto":
+    if wanted not in ("auto", "tilelang"):
         return wanted, "forced by MATE_PLUGIN_IMPL"
     if capability == (9, 0):
         return "sm90a", "compute capability 9.0"
     return "portable", f"compute capability {number}"
+
+
+def _packages(
+    op: str, kind: str, index: int | None, capability: tuple[int, int] | None, wanted: str
+) -> tuple[str | None, str] | str:
+    """The package that comes before our library, or the end of the search with its reason, or why
+    ours comes next."""
+    from mate_plugin.kernels.tilelang import cache as tilelang
+    from mate_plugin.kernels.vendor import package as vendor
+
+    reasons = []
+    if kind == "musa" and wanted in ("auto", "vendor"):
+        if not (reason := vendor.obstacle(op)):
+            return "vendor", vendor.describe()
+        if wanted == "vendor" and op in vendor.FUNCTIONS:
+            return None, f"MATE_PLUGIN_IMPL=vendor, but {reason}"
+        reasons.append(reason)
+    if op in tilelang.OPS and wanted in ("auto", "tilelang"):
+        if not (reason := tilelang.why_not(kind, index, capability)):
+            return "tilelang", tilelang.describe()
+        if wanted == "tilelang":
+            return None, f"MATE_PLUGIN_IMPL=tilelang, but {reason}"
+        reasons.append(reason)
+    return "; ".join(reasons)
 
 
 def _unfit(kind: str, index: int | None, capability: tuple[int, int] | None) -> str | None:

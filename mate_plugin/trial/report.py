@@ -15,6 +15,7 @@ from typing import Any
 from mate_plugin import __version__
 from mate_plugin.findings import TOOLKITS, Finding, compiler, one_line, version
 from mate_plugin.trial import BROUGHT_BY
+from mate_plugin.trial.cases import CASES
 from mate_plugin.trial.run import IMPLS, Result, TrialError, trial
 
 # Distributions whose versions a reader of the report wants to know.
@@ -129,9 +130,18 @@ class Examination:
         return Finding("device", "ok", text)
 
     def _trial(self, impl: str) -> Iterator[Finding]:
+        names: list[str] = []
+        if impl == "tilelang":
+            from mate_plugin.kernels.tilelang import cache
+
+            # It has kernels for few functions; the others are no news of it.
+            if reason := cache.why_not(self.device, 0):
+                yield Finding(impl, "note", reason)
+                return
+            names = [case.name for case in CASES if case.op in cache.OPS]
         good, refused = [], Counter[str]()
         try:
-            for result in trial(self.device, impl):
+            for result in trial(self.device, impl, names):
                 self.results.append(result)
                 if result.refused:
                     # It says the op first, and then mostly the same.

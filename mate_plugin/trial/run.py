@@ -16,7 +16,10 @@ from typing import Any
 from mate_plugin.trial.cases import CASES
 
 # Implementations that are tried on a kind of device, each against the CPU.
-IMPLS = {"cuda": ("sm90a", "portable"), "musa": ("vendor", "portable")}
+IMPLS = {
+    "cuda": ("sm90a", "tilelang", "portable"),
+    "musa": ("vendor", "tilelang", "portable"),
+}
 # The first case pays for imports and for compilers of the vendor's package.
 PATIENCE = 600.0
 WORDS = 2000  # characters of a process's last words that are kept

@@ -80,7 +80,7 @@ def test_forcing_what_does_not_fit_says_why() -> None:
 def test_an_unknown_implementation_is_refused() -> None:
     ran = in_process("sm100", 512)
     assert ran.returncode == 1
-    known = "auto, portable, sm90a, vendor"
+    known = "auto, portable, sm90a, vendor, tilelang"
     assert f"MATE_PLUGIN_IMPL: expected one of {known}, got 'sm100'" in ran.stderr
 
 

@@ -256,7 +256,7 @@ def the_vendors_scores() -> None:
     assert [name for name, _ in deep_gemm.calls] == [SCHEDULE, "fp8_paged_mqa_logits"]
     found = {row["op"]: row["calls"] for row in report.counters() if row["impl"] == "vendor"}
     assert found == {"mqa_logits": 1, "paged_mqa_metadata": 1, "paged_mqa_logits": 1}
-    assert not report.vendor_refusals()
+    assert not report.refusals("vendor")
 
 
 def our_experts() -> None:

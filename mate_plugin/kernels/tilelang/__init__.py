@@ -1,5 +1,6 @@
-"""The grouped GEMMs and the indexer's logits in TileLang, one source for CUDA and MUSA.
+"""FP8 grouped GEMMs in TileLang, one source for CUDA and MUSA, where the package is installed.
 
-A prototype beside the compiled kernels: nothing chooses it yet (:mod:`mate_plugin.kernels.select`).
-Upstream TileLang lowers it to Hopper's tensor cores, Moore Threads' fork to those of MP31.
+Upstream TileLang lowers ``grouped_program`` to Hopper's tensor cores, Moore Threads' fork to the
+matrix units of MP31. ``grouped`` says which calls are of a form that the program has, ``cache``
+what TileLang compiles for, and ``route`` compiles and calls. It never ran on a MUSA device.
 """

@@ -1,4 +1,4 @@
-"""TileLang: whether it is there, what it compiles for, and the kernels compiled so far."""
+"""TileLang: whether it is there, what it compiles for, and compiling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 Build = Callable[..., Any]
 # Moore Threads' fork knows e4m3fn by the other name, and its units take no other.
 FP8 = {"cuda": "float8_e4m3fn", "musa": "float8_e4m3"}
+# Compiled ops of which some forms have a program.
+OPS = ("ragged_m_gemm", "masked_gemm")
 _CAPABILITY = {"cuda": (9, 0), "musa": (3, 1)}
 
 
@@ -41,20 +43,28 @@ def obstacle(kind: str) -> str:
     return ""
 
 
-def require(op: str, device: torch.device) -> None:
-    """Raises ``NotImplementedError`` with the reason where ``op`` cannot run on ``device``."""
-    if reason := _why_not(device.type, device.index):
-        raise NotImplementedError(f"{op}: no TileLang kernel on {device.type!r}: {reason}")
-
-
 @functools.lru_cache(maxsize=64)
-def _why_not(kind: str, index: int | None) -> str:
+def why_not(kind: str, index: int | None, capability: tuple[int, int] | None = None) -> str:
+    """Why there are no TileLang kernels on a device; empty where there are.
+
+    ``capability`` is the device's, from callers that know it.
+    """
     if reason := obstacle(kind):
         return reason
-    wanted, found = _CAPABILITY[kind], getattr(torch, kind).get_device_capability(index)
+    wanted = _CAPABILITY[kind]
+    found = capability or getattr(torch, kind).get_device_capability(index)
     if found == wanted:
         return ""
-    return f"expected compute capability {wanted[0]}.{wanted[1]}, found {found[0]}.{found[1]}"
+    return (
+        f"TileLang kernels are for compute capability {wanted[0]}.{wanted[1]}, found"
+        f" {found[0]}.{found[1]}"
+    )
+
+
+def describe() -> str:
+    """The package in words, or why it cannot be imported."""
+    tilelang = package()
+    return tilelang if isinstance(tilelang, str) else f"TileLang {tilelang.__version__}"
 
 
 def target(kind: str) -> Any:
@@ -73,7 +83,6 @@ def _options(kind: str) -> dict[Any, Any]:
     return {getattr(keys, key): value for key, value in wanted.items() if hasattr(keys, key)}
 
 
-@functools.lru_cache(maxsize=256)
 def compiled(build: Build, kind: str, *shape: Any) -> Any:
     """``build(*shape, fp8)`` compiled for a kind of device, to call with its tensors."""
     if reason := obstacle(kind):

@@ -1,148 +1,147 @@
-"""FP8 grouped GEMMs by TileLang: the forms that MoE layers call most."""
+"""Which grouped GEMMs are of a form that the TileLang program has, and what it is called with."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from mate_plugin.kernels.checks import choice, contract, integer
-from mate_plugin.kernels.tilelang import cache
-from mate_plugin.kernels.tilelang.grouped_program import BLOCK, Tile, grouped_gemm
-
-Operand = tuple[torch.Tensor, torch.Tensor]
+from mate_plugin.kernels.forms import BLOCK, E4M3, discontiguous, odd, too_large
+from mate_plugin.kernels.tilelang.grouped_program import Tile
 
 WIDE = Tile(rows=128, columns=128, threads=256, stages=4)
 # Of few rows per expert time goes into reading B: more blocks to a processor, more reads in flight.
 NARROW = Tile(rows=64, columns=64, threads=128, stages=5)
 
-_MODES: dict[str | None, str] = {"per_token": "per_token", "psum_expert": "psum_expert"}
-_WHERE = {"KB": "ceil_div(K, 128)", "NB": "ceil_div(N, 128)"}
-_B = ("input_b[0]: e4m3 [E, N, K] contiguous", "input_b[1]: f32 [E, NB, KB] contiguous")
-_check_ragged_m = contract(
-    "ragged_m_gemm",
-    "input_a[0]: e4m3 [T, K] contiguous",
-    "input_a[1]: f32 [T, KB] major",
-    *_B,
-    "ragged_tokens_info: i32 [R] contiguous",
-    "out: bf16 [T, N] out",
-    where=_WHERE | {"R": "E if by_expert else T"},
-)
-_check_masked = contract(
-    "masked_gemm",
-    "input_a[0]: e4m3 [E, M, K] contiguous",
-    "input_a[1]: f32 [E, M, KB] major",
-    *_B,
-    "masked_tokens_info: i32 [E] contiguous",
-    "out: bf16 [E, M, N] out",
-    where=_WHERE,
-)
+_MODES = ("per_token", "psum_expert")
+_MOST_BLOCKS = 65535  # of rows: the second dimension of a grid
+
+Shape = tuple[str, int, int, int, int, Tile]
+
+
+class Launch(NamedTuple):
+    """One call: arguments of ``grouped_program.grouped_gemm``, and tensors of what it makes."""
+
+    shape: Shape
+    tensors: tuple[torch.Tensor, ...]
+
+
+def tile_for(rows: int) -> Tile:
+    """What a block computes where an expert has about ``rows`` rows."""
+    return NARROW if rows <= NARROW.rows else WIDE
 
 
 def ragged_m_gemm(
-    input_a: Operand,
-    input_b: Operand,
-    ragged_tokens_info: torch.Tensor,
+    a: torch.Tensor,
+    sa: torch.Tensor | None,
+    b: torch.Tensor,
+    sb: torch.Tensor | None,
+    info: torch.Tensor,
     out: torch.Tensor,
-    gemm_mode: str = "per_token",
-    alignment_m: int = 128,
-    tile: Tile | None = None,
-) -> torch.Tensor:
-    """``out[r] = A[r] @ B[expert of r].T`` for rows that belong to an expert; others stay.
-
-    Args:
-        input_a: e4m3 (T, K) contiguous, K a multiple of 16; float32 scales (T, ceil(K/128)) with
-            either dimension contiguous.
-        input_b: e4m3 (E, N, K) contiguous, N a multiple of 8; float32 scales
-            (E, ceil(N/128), ceil(K/128)) contiguous.
-        ragged_tokens_info: int32 contiguous. "per_token": (T,), the expert of each row or -1.
-            "psum_expert": (E,), running ends of the experts' rows. Rows of an expert are
-            contiguous and start at a multiple of ``alignment_m``.
-        out: bfloat16 (T, N) contiguous.
-        gemm_mode: "per_token" or "psum_expert".
-        alignment_m: a multiple of 128.
-        tile: what a block of threads computes; chosen by the number of rows unless given.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described.
-        NotImplementedError: the device or the installed TileLang is not served.
-    """
-    layout = choice("gemm_mode", gemm_mode, _MODES)
-    integer("alignment_m", alignment_m, 128, optional=False)
-    if alignment_m % 128:
-        raise ValueError(f"alignment_m: expected a multiple of 128, got {alignment_m}")
-    (a, sa), (b, sb) = input_a, input_b
-    _check_ragged_m(a, sa, b, sb, ragged_tokens_info, out, layout == "psum_expert")
-    few = a.shape[0] <= 128 * b.shape[0]
-    _launch(
-        layout,
-        (a.unsqueeze(0), sa.unsqueeze(0)),
-        input_b,
-        ragged_tokens_info,
-        out.unsqueeze(0),
-        alignment_m,
-        tile or (NARROW if few else WIDE),
-    )
-    return out
+    _a_tag: int,
+    _b_tag: int,
+    mode: int,
+    gran_n: int,
+    gran_k: int,
+    align: int,
+    _out_tag: int,
+    num_mp: int,
+    _stream: int,
+) -> Launch | str | None:
+    """The layouts of aligned rows; None for an empty result, or the reason why it has no form."""
+    if out.numel() == 0:
+        return None
+    if mode >= len(_MODES):
+        return "the rows are packed"
+    if align % BLOCK:
+        return f"alignment_m is {align}, expected a multiple of {BLOCK}"
+    if num_mp:
+        return "num_mp has no effect on it"
+    if reason := _unfit(a, sa, b, sb, info, out, gran_n, gran_k):
+        return reason
+    assert sa is not None and sb is not None  # noqa: PT018
+    # Half of what is padded to 128 belongs to nobody where experts have few rows.
+    tile = tile_for(a.shape[0] // b.shape[0] // 2)
+    if -(-a.shape[0] // tile.rows) > _MOST_BLOCKS:
+        return "there are too many rows"
+    # One group of rows in all.
+    tensors = a.unsqueeze(0), sa.unsqueeze(0), b, sb, info, out.unsqueeze(0)
+    return Launch((_MODES[mode], *b.shape, align, tile), tensors)
 
 
 def masked_gemm(
-    input_a: Operand,
-    input_b: Operand,
-    masked_tokens_info: torch.Tensor,
+    a: torch.Tensor,
+    sa: torch.Tensor | None,
+    b: torch.Tensor,
+    sb: torch.Tensor | None,
+    counts: torch.Tensor,
     out: torch.Tensor,
-    expect_tokens: int | None = None,
-    tile: Tile | None = None,
-) -> torch.Tensor:
-    """``out[e, r] = A[e, r] @ B[e].T`` for rows r below ``masked_tokens_info[e]``; others stay.
-
-    Args:
-        input_a: e4m3 (E, M, K) contiguous, K a multiple of 16; float32 scales
-            (E, M, ceil(K/128)) with either of the last two dimensions contiguous.
-        input_b: e4m3 (E, N, K) contiguous, N a multiple of 8; float32 scales
-            (E, ceil(N/128), ceil(K/128)) contiguous.
-        masked_tokens_info: int32 (E,) contiguous, rows of each expert.
-        out: bfloat16 (E, M, N) contiguous.
-        expect_tokens: rows of an expert, about; M unless given.
-        tile: what a block of threads computes; chosen by ``expect_tokens`` unless given.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described.
-        NotImplementedError: the device or the installed TileLang is not served.
-    """
-    integer("expect_tokens", expect_tokens, 0)
-    (a, sa), (b, sb) = input_a, input_b
-    _check_masked(a, sa, b, sb, masked_tokens_info, out)
-    few = (expect_tokens or a.shape[1]) <= NARROW.rows
-    tile = tile or (NARROW if few else WIDE)
-    _launch("masked", input_a, input_b, masked_tokens_info, out, BLOCK, tile)
-    return out
+    signal: torch.Tensor | None,
+    _a_tag: int,
+    _b_tag: int,
+    gran_n: int,
+    gran_k: int,
+    _out_tag: int,
+    expect_tokens: int,
+    *_: int,
+) -> Launch | str | None:
+    """A group of rows for each expert; as :func:`ragged_m_gemm`."""
+    if out.numel() == 0:
+        return None
+    if signal is not None:
+        return "the call wants an overlap signal"
+    if reason := _unfit(a, sa, b, sb, counts, out, gran_n, gran_k):
+        return reason
+    assert sa is not None and sb is not None  # noqa: PT018
+    tile = tile_for(expect_tokens or a.shape[1])
+    if a.shape[0] * -(-a.shape[1] // tile.rows) > _MOST_BLOCKS:
+        return "there are too many rows"
+    return Launch(("masked", *b.shape, BLOCK, tile), (a, sa, b, sb, counts, out))
 
 
-def _launch(
-    layout: str,
-    input_a: Operand,
-    input_b: Operand,
+def _unfit(
+    a: torch.Tensor,
+    sa: torch.Tensor | None,
+    b: torch.Tensor,
+    sb: torch.Tensor | None,
     info: torch.Tensor,
     out: torch.Tensor,
-    alignment: int,
-    tile: Tile,
-) -> None:
-    """Run on arguments (groups, rows, ...) that satisfy their contract but for sizes."""
-    (a, sa), (b, sb) = input_a, input_b
+    gran_n: int,
+    gran_k: int,
+) -> str:
+    """Why operands that satisfy the contract are none of the program's; empty where they are."""
+    if b.dim() > 3:
+        return "the weights are packed"
+    if (a.dtype, b.dtype) != (E4M3, E4M3):
+        return f"the operands are {a.dtype} rows and {b.dtype} weights"
+    if out.dtype != torch.bfloat16:
+        return f"the result is {out.dtype}"
+    if (gran_n, gran_k) != (BLOCK, BLOCK):
+        shape = f"{gran_n or 'N'} x {gran_k or 'K'}"
+        return f"weights have one scale per {shape} instead of {BLOCK} x {BLOCK}"
     experts, n, k = b.shape
-    for name, size, unit in (("K", k, 16), ("N", n, 8)):
+    if not experts:
+        return "there are no experts"
+    if sa is None or sb is None:
+        return "there are no scales"
+    blocks = -(-k // BLOCK)
+    if (*a.shape[:-1], blocks) != tuple(sa.shape):
+        return f"the scale of a is of shape {tuple(sa.shape)}"
+    if (experts, -(-n // BLOCK), blocks) != tuple(sb.shape):
+        return f"the scale of b is of shape {tuple(sb.shape)}"
+    return (
         # Bulk copies want rows that start at multiples of 16 bytes.
-        if size == 0 or size % unit:
-            raise ValueError(f"input_b[0]: expected {name} to be a multiple of {unit}, got {size}")
-    if not out.is_contiguous():
-        raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
-    cache.require("masked_gemm" if layout == "masked" else "ragged_m_gemm", a.device)
-    if out.numel() == 0:
-        return
-    shape = (layout, experts, n, k, alignment, tile)
-    cache.compiled(grouped_gemm, a.device.type, *shape)(a, sa, b, sb, info, out)
+        odd(16, K=k)
+        or odd(8, N=n)
+        or discontiguous(a=a, b=b, info=info, out=out, **{"scale of b": sb})
+        or too_large(a, b, out)
+        or unaligned(a=a, b=b, out=out)
+    )
+
+
+def unaligned(**tensors: torch.Tensor) -> str:
+    """Which of the tensors does not start where bulk copies can."""
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() % 16:
+            return f"{name} does not start at a multiple of 16 bytes"
+    return ""

@@ -80,10 +80,12 @@ def grouped_gemm(
             elif layout == "per_token":
                 expert = info[start]
                 if expert >= 0:
-                    live = 1
-                    if start + tile.rows <= rows:
-                        if info[start + tile.rows - 1] == expert:
-                            live = tile.rows
+                    # Numbers that are no expert's are nobody's rows either.
+                    if expert < experts:
+                        live = 1
+                        if start + tile.rows <= rows:
+                            if info[start + tile.rows - 1] == expert:
+                                live = tile.rows
             else:
                 # The first expert that ends after this row, or the last one, by halving.
                 for i in T.serial(halvings):

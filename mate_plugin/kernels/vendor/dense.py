@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mate_plugin.kernels.vendor.forms import (
+from mate_plugin.kernels.forms import (
     BLOCK,
     E4M3,
     E5M2,

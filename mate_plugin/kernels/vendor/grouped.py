@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mate_plugin.kernels.vendor.forms import (
+from mate_plugin.kernels.forms import (
     BLOCK,
     FP8,
     HALF,

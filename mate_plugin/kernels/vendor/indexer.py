@@ -7,7 +7,7 @@ import math
 import torch
 
 from mate_plugin.kernels import library
-from mate_plugin.kernels.vendor.forms import E4M3, NOTHING, Call, Form, discontiguous
+from mate_plugin.kernels.forms import E4M3, NOTHING, Call, Form, discontiguous
 from mate_plugin.kernels.vendor.package import Vendor
 
 # What the kernels of the logits are made for.

@@ -11,7 +11,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
-from musa_graph import MUSAGraph, graph, launch
+from musa_graph import MUSAGraph, graph, is_current_stream_capturing, launch
 from musa_stream import Event, Stream, current_stream, default_stream, set_stream, stream
 
 torch.ops.load_library(os.environ["FAKE_MUSA_DEVICE"])
@@ -23,6 +23,7 @@ __all__ = [
     "current_stream",
     "default_stream",
     "graph",
+    "is_current_stream_capturing",
     "launch",
     "set_stream",
     "stream",

@@ -1,9 +1,9 @@
-"""How an op's arguments become a call of the vendor's, or the reason why they do not.
+"""How an op's arguments become a call of kernels that take some forms of it, or the reason why not.
 
 The vendor's kernels are taken for what their documentation, their checks and their own tests
-cover. Whatever our contract allows beyond that is refused with a reason: nothing is sent to a
-kernel that might read it otherwise. No form reads a tensor's contents, so that graphs can be
-captured.
+cover, TileLang's for what they were written for. Whatever our contract allows beyond that is
+refused with a reason: nothing is sent to a kernel that might read it otherwise. No form reads a
+tensor's contents, so that graphs can be captured.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FP8 = (E4M3, E5M2)
 
 
+class Later(str):
+    """A reason that says nothing against the form of a call: another time it may be served."""
+
+
 class Call(NamedTuple):
-    """One call of a published function by the names of its parameters."""
+    """One call of a published function of the vendor's by the names of its parameters."""
 
     function: str
     arguments: dict[str, Any]

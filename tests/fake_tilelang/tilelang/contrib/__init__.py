@@ -1,0 +1,1 @@
+"""As the fork has it."""

@@ -1,0 +1,1 @@
+"""Where the fork calls mcc; by this file it is known."""
