@@ -57,7 +57,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         ((8, 9), "sm90a", None, "MATE_PLUGIN_IMPL=sm90a wants compute capability 9.0, found 8.9"),
         ((7, 5), None, None, "expected compute capability 8.0 or newer, found 7.5"),
         (None, None, None, "sees no GPU"),
-        ((9, 0), "avx2", None, "expected one of auto, portable, sm90a, vendor, tilelang, got 'avx2'"),
+        (
+            (9, 0),
+            "avx2",
+            None,
+            "expected one of auto, portable, sm90a, vendor, tilelang, got 'avx2'",
+        ),
         ((9, 0), "vendor", None, "MATE_PLUGIN_IMPL=vendor wants a musa device, found cuda"),
     ],
 )

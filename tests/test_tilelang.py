@@ -1,5 +1,5 @@
-"""TileLang programs without a GPU: their numbers, tile operations as loops on the CPU, and what
-TileLang lowers them to for Hopper. Arguments are checked where TileLang is missing, too."""
+"""The TileLang program without a GPU: its numbers, tile operations as loops on the CPU, and what
+TileLang lowers it to for Hopper; and which calls it takes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 from gemm_cases import SENTINEL, Maker
-from indexer_cases import PagedCase, paged_case
 from tilelang_cases import (
     COUNTS,
     assert_masked,
     assert_ragged,
     masked_case,
+    masked_form,
     operands,
     ragged_case,
+    ragged_form,
 )
 from tilelang_plain import Plain
 
-from mate_plugin.kernels.tilelang import cache, grouped, logits
+from mate_plugin.kernels.tilelang import cache, grouped
 from mate_plugin.kernels.tilelang.grouped_program import LAYOUTS, Tile, grouped_gemm
-from mate_plugin.kernels.tilelang.logits_program import Split, paged_mqa_logits
 
 BF16 = torch.bfloat16
 missing = cache.obstacle("cuda")
@@ -73,16 +73,6 @@ def test_grouped_gemm_is_lowered_to_fp8_units_and_bulk_copies(layout: str, tile:
     assert_idle_blocks_do_nothing(source)
 
 
-@needs_tilelang
-@pytest.mark.parametrize(("next_n", "dims"), [(1, 1), (2, 2), (4, 1)])
-def test_logits_are_lowered_to_fp8_units_and_bulk_copies(next_n: int, dims: int) -> None:
-    shape = (next_n, 64, 128, 64 * 132, dims, True, logits.SPLIT)
-    source = lowered(paged_mqa_logits, *shape)
-    assert_fast(source, next_n * 64, logits.SPLIT.stages)
-    # That of the keys alone: none may be under way when a block exits without steps.
-    assert source.count("tl::tma_load(") == 1
-
-
 def run_plain(
     folder: Path, layout: str, a: Any, b: Any, info: torch.Tensor, alignment: int, tile: Tile
 ) -> torch.Tensor:
@@ -120,48 +110,13 @@ def test_masked_rows_meet_their_experts(tmp_path: Path) -> None:
 
 
 @needs_tilelang
-@pytest.mark.parametrize("clean", [True, False])
-@pytest.mark.parametrize(
-    ("next_n", "lens"),
-    [(1, [1, 64, 0, 300]), (2, [5, 129, 1]), (2, [[5, 3], [0, 130], [64, 65]])],
-    ids=str,
-)
-def test_logits_of_visible_tokens_are_those_of_the_reference(
-    tmp_path: Path, next_n: int, lens: Any, clean: bool
-) -> None:
-    case = paged_case(3, lens, next_n, heads=8, depth=32, spare_columns=1)
-    batch, columns = len(lens), next_n * 8
-    codes, scales = logits.parts(case.cache)
-    stride = case.cache.stride(0)
-    # Codes as float32 where the blocks are as far apart as the program takes them to be.
-    room = torch.zeros(len(codes), stride)
-    room[:, : 64 * 32] = codes.float().flatten(1)
-    far = torch.zeros(len(codes), stride // 4)
-    far[:, :64] = scales
-    out = torch.full((batch * next_n, case.max_context_len + 5), SENTINEL)
-    dims = case.context_lens.dim()
-    plain = Plain(tmp_path, paged_mqa_logits, next_n, 8, 32, stride, dims, clean, Split(128, 1, 1))
-    plain(
-        q=case.q.float().contiguous(),
-        codes=room,
-        scales=far,
-        weights=case.weights.contiguous().view(batch, columns),
-        lens=case.context_lens,
-        table=case.block_table,
-        out=out,
-        batch=batch,
-        num_blocks=len(codes),
-        max_blocks=case.block_table.shape[1],
-        table_stride=case.block_table.stride(0),
-        width=case.max_context_len,
-        out_stride=out.stride(0),
-    )
-    assert torch.equal(out[:, case.max_context_len :], torch.full((batch * next_n, 5), SENTINEL))
-    got = out[:, : case.max_context_len]
-    if not clean:
-        got = got.masked_fill(~case.visible(), float("-inf"))
-    case.run = lambda **_: got  # type: ignore[method-assign]
-    PagedCase.check(case)
+def test_numbers_of_no_expert_are_nobodys_rows(tmp_path: Path) -> None:
+    a, b, info, ids = ragged_case("per_token", 128, [100, 128], 136, 208)
+    for number, rows in ((2, slice(0, 100)), (1 << 30, slice(128, 192)), (-5, slice(192, 256))):
+        info[rows], ids[rows] = number, -1
+    grouped_a = a[0].unsqueeze(0), a[1].unsqueeze(0)
+    out = run_plain(tmp_path, "per_token", grouped_a, b, info, 128, Tile(64, 64, 1, 1))[0]
+    assert_ragged(out, a, b, ids)
 
 
 @pytest.fixture
@@ -184,46 +139,38 @@ def test_the_build_for_cuda_serves_no_musa_device() -> None:
     assert "is not Moore Threads' build for MUSA" in cache.obstacle("musa")
 
 
-def ragged(n: int = 128, k: int = 128, **options: Any) -> None:
-    a, b = operands(Maker(0), (128,), 2, n, k)
-    out = torch.zeros(128, n, dtype=BF16)
-    grouped.ragged_m_gemm(a, b, torch.zeros(128, dtype=torch.int32), out, **options)
+def ragged(n: int = 128, k: int = 128, rows: int = 128, **options: Any) -> Any:
+    a, b = operands(Maker(0), (rows,), 2, n, k)
+    out = torch.zeros(rows, n, dtype=BF16)
+    arguments = {"info": torch.zeros(rows, dtype=torch.int32), "mode": 0, "alignment": 128}
+    return ragged_form(a, b, **arguments | {"out": out} | options)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "reason"),
     [
-        ({"gemm_mode": "per_expert"}, "gemm_mode: expected one of 'per_token', 'psum_expert'"),
-        ({"alignment_m": 64}, "alignment_m: expected at least 128, got 64"),
-        ({"alignment_m": 192}, "alignment_m: expected a multiple of 128, got 192"),
-        ({"gemm_mode": "psum_expert"}, r"ragged_tokens_info: expected shape \(R\) = \(2,\)"),
-        ({"k": 136}, r"input_b\[0\]: expected K to be a multiple of 16, got 136"),
-        ({"n": 132}, r"input_b\[0\]: expected N to be a multiple of 8, got 132"),
+        ({"mode": 2}, "the rows are packed"),
+        ({"alignment": 1}, "alignment_m is 1, expected a multiple of 128"),
+        ({"num_mp": 3}, "num_mp has no effect on it"),
+        ({"k": 136}, "K = 136 is no multiple of 16"),
+        ({"n": 132}, "N = 132 is no multiple of 8"),
+        ({"out": torch.zeros(128, 128)}, "the result is torch.float32"),
+        ({"out": torch.zeros(128, 256, dtype=BF16)[:, :128]}, "out is not contiguous"),
+        ({"out": torch.zeros(128 * 129, dtype=BF16)[1 : 128 * 128 + 1].view(128, 128)}, "out does"),
     ],
     ids=str,
 )
-def test_what_no_kernel_takes_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ragged(**options)
+def test_what_the_program_does_not_take_is_refused(options: dict[str, Any], reason: str) -> None:
+    refused = ragged(**options)
+    assert isinstance(refused, str)
+    assert refused.startswith(reason)
 
 
-def test_a_cpu_has_no_tilelang_kernel() -> None:
-    with pytest.raises(NotImplementedError, match="ragged_m_gemm: no TileLang kernel on 'cpu'"):
-        ragged()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"depth": 16}, "q: expected D of 32, 64 or 128, got 16"),
-        ({"heads": 65}, "q: expected next_n . heads to be a multiple of 8"),
-        ({"block": 32}, "fused_kv_cache: expected shape"),
-    ],
-    ids=str,
-)
-def test_logits_that_no_kernel_takes_are_refused(options: dict[str, Any], message: str) -> None:
-    case = paged_case(0, [70], **options)
-    out = torch.zeros(1, case.max_context_len)
-    arguments = (case.q, case.cache, case.weights, case.context_lens, case.block_table, out)
-    with pytest.raises(ValueError, match=message):
-        logits.fp8_paged_mqa_logits(*arguments)
+def test_tiles_follow_the_rows_of_an_expert() -> None:
+    assert ragged(rows=0) is None
+    assert ragged(rows=256).shape == ("per_token", 2, 128, 128, 128, grouped.NARROW)
+    assert ragged(rows=640, alignment=256).shape == ("per_token", 2, 128, 128, 256, grouped.WIDE)
+    a, b, counts, _ = masked_case([3, 90], 300, 128, 128)
+    out = torch.zeros(2, 300, 128, dtype=BF16)
+    assert masked_form(a, b, counts, out).shape[-1] == grouped.WIDE
+    assert masked_form(a, b, counts, out, 20).shape[-1] == grouped.NARROW

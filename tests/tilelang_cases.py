@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from gemm_cases import E4M3, SENTINEL, Maker, assert_close
 
+from mate_plugin.kernels import library
 from mate_plugin.kernels.reference import gemm as oracle
+from mate_plugin.kernels.tilelang import grouped
 
 E4M3_NAN = 0x7F
 COUNTS = [[100, 0, 128, 1, 90], [0, 0, 0, 300], [256, 130, 0], [0, 0, 0, 0], [200]]
@@ -45,6 +47,30 @@ def masked_case(counts: list[int], rows: int, n: int, k: int) -> Any:
     unused = torch.arange(rows) >= info[:, None]
     a[0].view(torch.uint8)[unused] = E4M3_NAN
     return a, b, info, unused
+
+
+def ragged_form(
+    a: Any,
+    b: Any,
+    info: torch.Tensor,
+    out: torch.Tensor,
+    mode: int,
+    alignment: int,
+    num_mp: int = 0,
+) -> grouped.Launch | str | None:
+    """What the program is called with for the arguments of the compiled op."""
+    types = (library.tag(a[0].dtype), library.tag(b[0].dtype))
+    options = (mode, 128, 128, alignment, library.tag(out.dtype), num_mp, 0)
+    return grouped.ragged_m_gemm(*a, *b, info, out, *types, *options)
+
+
+def masked_form(
+    a: Any, b: Any, info: torch.Tensor, out: torch.Tensor, expect_tokens: int = 0
+) -> grouped.Launch | str | None:
+    """The same of the masked form."""
+    types = (library.tag(a[0].dtype), library.tag(b[0].dtype))
+    options = (128, 128, library.tag(out.dtype), expect_tokens, 0, 0)
+    return grouped.masked_gemm(*a, *b, info, out, None, *types, *options)
 
 
 def assert_ragged(out: torch.Tensor, a: Any, b: Any, ids: torch.Tensor) -> None:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import ast
+import subprocess
+import sys
+from os import environ
+from pathlib import Path
 
 import gpu_contract
 import pytest
 import torch
-from devices import captured
 from gemm_cases import SENTINEL
-from indexer_cases import PagedCase, paged_case
 from tilelang_cases import (
     COUNTS,
     E4M3_NAN,
     assert_masked,
     assert_ragged,
     masked_case,
+    masked_form,
     ragged_case,
+    ragged_form,
 )
 
-from mate_plugin.kernels.tilelang import cache, grouped, logits
-from mate_plugin.kernels.tilelang.grouped_program import Tile
+from mate_plugin.kernels import library
+from mate_plugin.kernels.tilelang import cache, grouped, route
+from mate_plugin.kernels.tilelang.grouped_program import LAYOUTS, Tile
 
 gpu_contract.require_gpu()
-try:
-    cache.require("these tests", torch.device(gpu_contract.DEVICE))
-except NotImplementedError as reason:
-    pytest.skip(str(reason), allow_module_level=True)
+if reason := cache.why_not(gpu_contract.DEVICE, 0):
+    pytest.skip(reason, allow_module_level=True)
 
 TILES = (grouped.WIDE, grouped.NARROW)
 N, K = 392, 1104  # no multiple of 128
+PUBLIC = Path(__file__).with_name("tilelang_calls.py")
+CASES = [
+    node.name
+    for node in ast.parse(PUBLIC.read_text()).body
+    if isinstance(node, ast.FunctionDef) and not node.args.args
+]
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -46,6 +54,13 @@ def rows_contiguous(scale: torch.Tensor) -> torch.Tensor:
     return turned
 
 
+def run(form: grouped.Launch | str | None, tile: Tile) -> None:
+    assert isinstance(form, grouped.Launch), form
+    out = form.tensors[-1]
+    launch = form._replace(shape=(*form.shape[:-1], tile))
+    assert not route.run("ragged_m_gemm", launch, out.device, library.stream(out))
+
+
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
@@ -56,7 +71,7 @@ def test_ragged_rows_meet_their_experts(
     a, b, info, ids = ragged_case(layout, alignment, counts, N, K)
     out = empty(len(ids), N)
     scale = rows_contiguous(a[1]) if turned else a[1]
-    grouped.ragged_m_gemm((a[0], scale), b, info, out, layout, alignment, tile)
+    run(ragged_form((a[0], scale), b, info, out, LAYOUTS.index(layout), alignment), tile)
     assert_ragged(out, a, b, ids)
 
 
@@ -66,7 +81,7 @@ def test_masked_rows_meet_their_experts(turned: bool, tile: Tile) -> None:
     a, b, counts, unused = masked_case([0, 170, 128, 200, 1], 200, N, K)
     out = empty(*unused.shape, N)
     scale = rows_contiguous(a[1]) if turned else a[1]
-    grouped.masked_gemm((a[0], scale), b, counts, out, tile=tile)
+    run(masked_form((a[0], scale), b, counts, out), tile)
     assert_masked(out, a, b, counts, unused)
 
 
@@ -74,77 +89,29 @@ def test_a_nan_stays_in_its_row() -> None:
     a, b, info, ids = ragged_case("per_token", 128, [130, 128], N, K)
     a[0].view(torch.uint8)[5, 700] = E4M3_NAN
     out = empty(len(ids), N)
-    grouped.ragged_m_gemm(a, b, info, out)
+    run(ragged_form(a, b, info, out, 0, 128), grouped.WIDE)
     assert bool(out[5].isnan().all())
     assert_ragged(out, a, b, ids)
 
 
-def run(case: PagedCase, clean: bool = True, **_: Any) -> torch.Tensor:
-    """The case by TileLang, rows of the result apart."""
-    rows = case.q.shape[0] * case.q.shape[1]
-    out = torch.full((rows, case.max_context_len + 5), SENTINEL)
-    logits.fp8_paged_mqa_logits(
-        case.q,
-        case.cache,
-        case.weights,
-        case.context_lens,
-        case.block_table,
-        out[:, : case.max_context_len],
-        clean,
-    )
-    assert bool((out[:, case.max_context_len :] == SENTINEL).all())
-    return out[:, : case.max_context_len]
-
-
-@pytest.mark.parametrize("depth", [32, 64, 128])
-@pytest.mark.parametrize(
-    ("next_n", "heads", "lens"),
-    [
-        (1, 64, [1, 64, 0, 3000, 1025]),
-        (2, 64, [5, 1300, 1]),
-        (2, 32, [[5, 3], [0, 1300], [64, 65]]),
-        (4, 64, [2500, 4, 1024]),
-    ],
-    ids=str,
-)
-def test_visible_logits_are_those_of_the_reference(
-    next_n: int, heads: int, lens: Any, depth: int
-) -> None:
-    case = paged_case(7, lens, next_n, heads, depth, spare_columns=1)
-    case.run = lambda **_: run(case)  # type: ignore[method-assign]
-    PagedCase.check(case)
-    visible = case.visible()
-    assert torch.equal(run(case)[visible], run(case, clean=False)[visible])
-
-
-@pytest.mark.parametrize("family", ["ragged", "masked", "logits"])
-def test_a_graph_holds_a_call(family: str) -> None:
-    call = CALLS[family]()
-    want = call().clone()
-    graph, out = captured(call)
-    out.zero_()
-    graph.replay()
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_numbers_of_no_expert_are_nobodys_rows(tile: Tile) -> None:
+    a, b, info, ids = ragged_case("per_token", 128, [100, 128], N, K)
+    for number, rows in ((2, slice(0, 100)), (1 << 30, slice(128, 256))):
+        info[rows], ids[rows] = number, -1
+    out = empty(len(ids), N)
+    run(ragged_form(a, b, info, out, 0, 128), tile)
     torch.cuda.synchronize()
-    assert torch.equal(out.view(torch.uint8), want.view(torch.uint8))
+    assert bool((out == SENTINEL).all())
 
 
-def ragged_call() -> Callable[[], torch.Tensor]:
-    a, b, info, ids = ragged_case("psum_expert", 128, [130, 0, 128], N, K)
-    out = torch.zeros(len(ids), N, dtype=torch.bfloat16)
-    return lambda: grouped.ragged_m_gemm(a, b, info, out, "psum_expert")
-
-
-def masked_call() -> Callable[[], torch.Tensor]:
-    a, b, counts, unused = masked_case([3, 0, 64], 64, N, K)
-    out = torch.zeros(*unused.shape, N, dtype=torch.bfloat16)
-    return lambda: grouped.masked_gemm(a, b, counts, out)
-
-
-def logits_call() -> Callable[[], torch.Tensor]:
-    case = paged_case(1, [70, 1300], 1, 64, 128)
-    out = torch.zeros(2, case.max_context_len)
-    arguments = (case.q, case.cache, case.weights, case.context_lens, case.block_table, out)
-    return lambda: logits.fp8_paged_mqa_logits(*arguments, clean_logits=True)
-
-
-CALLS = {"ragged": ragged_call, "masked": masked_call, "logits": logits_call}
+@pytest.mark.parametrize("case", CASES)
+def test_calls_of_the_public_functions(case: str) -> None:
+    """In a process of its own, where ``MATE_PLUGIN_IMPL`` asks for TileLang."""
+    done = subprocess.run(
+        [sys.executable, str(PUBLIC), case],
+        env=environ | {"MATE_PLUGIN_IMPL": "tilelang"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
