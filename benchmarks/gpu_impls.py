@@ -1,4 +1,4 @@
-"""Our CUDA library twice in one process: with the kernels that a user gets, and portable ones."""
+"""Values of MATE_PLUGIN_IMPL in turns in one process: auto, portable and tilelang."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any
 from mate_plugin.kernels import library
 
 
-class Both:
+class Impls:
     """Stands for the library wherever it is called; made before its first call.
 
     A library reads MATE_PLUGIN_IMPL once, and a copy of its file is another library. The variable
-    is what the next call may read, so that each of them finds its own at its first.
+    is what the next call may read, so that each of them finds its own at its first. Calls go to
+    TileLang only if the first one of their op asks for it.
     """
 
     def __init__(self, folder: Path) -> None:
         """``folder`` takes the copy, and stays as long as the process uses the GPU."""
         assert "cuda" not in library._loaded, "a library was loaded before"
         name = library.LIBRARIES["cuda"]
+        self._impl = "auto"
         self._libraries = {"auto": library.module("cuda")}
         copy = folder / f"portable-{name}"
         usual = library.find
@@ -37,11 +39,11 @@ class Both:
         self.use("auto")
 
     def use(self, impl: str) -> None:
-        """Calls from here on are served by "auto" or "portable"."""
+        """Calls from here on are served by "auto", "portable" or "tilelang"."""
         os.environ["MATE_PLUGIN_IMPL"] = self._impl = impl
 
     def run(self, impl: str, call: Callable[[], object]) -> Callable[[], object]:
-        """``call`` with one of them."""
+        """``call`` with one of the three."""
 
         def run() -> object:
             self.use(impl)
@@ -58,7 +60,11 @@ class Both:
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         functions = {impl: one[name] for impl, one in self._libraries.items()}
-        return lambda *arguments: functions[self._impl](*arguments)
+        return lambda *arguments: functions[self._library()](*arguments)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._libraries[self._impl], name)
+        return getattr(self._libraries[self._library()], name)
+
+    def _library(self) -> str:
+        """What of ours serves what TileLang does not."""
+        return self._impl if self._impl in self._libraries else "auto"

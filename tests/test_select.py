@@ -13,6 +13,7 @@ from mate_plugin import config, doctor, doctor_gpus
 from mate_plugin.config import ConfigError, load
 from mate_plugin.kernels import gemm, library, moe, quant, select
 from mate_plugin.kernels.mqa_logits import get_paged_mqa_logits_metadata
+from mate_plugin.kernels.tilelang import cache
 from mate_plugin.layers import plan
 
 Machine = Callable[..., None]
@@ -100,6 +101,41 @@ def test_hopper_kernels_are_no_wish_on_musa(monkeypatch: pytest.MonkeyPatch) -> 
     choice = select.choose("batched_gemm", "musa")
     assert choice.impl is None
     assert choice.reason == "MATE_PLUGIN_IMPL=sm90a wants a cuda device, found musa"
+
+
+def test_tilelang_is_a_wish_on_cuda_for_the_ops_that_it_has(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "package", lambda: "tilelang cannot be imported (so it is)")
+    cache.why_not.cache_clear()
+    machine(impl="tilelang")
+    choice = select.choose("ragged_m_gemm", "cuda:0")
+    assert choice.impl is None
+    why = "MATE_PLUGIN_IMPL=tilelang, but tilelang cannot be imported (so it is)"
+    assert choice.reason == why
+    assert select.choose("batched_gemm", "cuda:0").impl == "sm90a"
+    (finding,) = doctor._cuda()
+    assert (finding.state, finding.fix) == ("wrong", "unset or correct MATE_PLUGIN_IMPL")
+
+    monkeypatch.setattr(cache, "package", lambda: SimpleNamespace(__version__="0.1.15"))
+    cache.why_not.cache_clear()
+    for op, impl in {
+        "ragged_m_gemm": "tilelang",
+        "masked_gemm": "tilelang",
+        "batched_gemm": "sm90a",
+        "top_k": "portable",
+    }.items():
+        assert select.choose(op, "cuda:0").impl == impl
+    assert select.choose("masked_gemm", "cuda:0").reason == "TileLang 0.1.15"
+    assert not plan.plan_experts("cuda").fused
+    built, *_ = doctor._cuda()
+    assert built.text == "built with nvcc 13.0; tilelang in use: TileLang 0.1.15"
+    machine((8, 0), "tilelang")
+    cache.why_not.cache_clear()
+    assert "for compute capability 9.0, found 8.0" in select.choose("masked_gemm", "cuda").reason
+    machine()
+    assert select.choose("ragged_m_gemm", "cuda:0").impl == "sm90a"
+    cache.why_not.cache_clear()
 
 
 def test_ops_differ_in_what_serves_them(machine: Machine) -> None:
