@@ -14,7 +14,6 @@ import musa_vendor
 import pytest
 from forked import Forks
 
-STAND_IN = musa_vendor.HERE / "fake_tilelang"
 SOURCE = musa_vendor.HERE / "musa_tilelang.py"
 # Those that need an environment of their own.
 ENV = {
@@ -39,7 +38,7 @@ def device(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def alone(device: Path) -> Iterator[Forks]:
     """A process where TileLang is installed and the vendor's package is not."""
-    forks = musa_vendor.start(device, STAND_IN)
+    forks = musa_vendor.start(device, musa_device.TILELANG)
     yield forks
     forks.stop()
 
@@ -61,7 +60,7 @@ def test_it_can_be_insisted_on(alone: Forks) -> None:
 
 @pytest.mark.parametrize("case", BESIDE_THE_VENDOR)
 def test_beside_the_vendor(device: Path, tmp_path: Path, case: str) -> None:
-    forks = musa_vendor.start(device, musa_vendor.install(tmp_path, "0.2.2"), STAND_IN)
+    forks = musa_vendor.start(device, musa_vendor.install(tmp_path, "0.2.2"), musa_device.TILELANG)
     try:
         run(forks, case, MATE_PLUGIN_IMPL=BESIDE_THE_VENDOR[case])
     finally:

@@ -15,7 +15,8 @@ import musa_native
 import pytest
 import torch
 
-from mate_plugin.trial import child, run
+from mate_plugin.kernels.tilelang import cache
+from mate_plugin.trial import child, report, run
 from mate_plugin.trial.cases import CASES, SMALL, Case
 
 BY_NAME = {case.name: case for case in CASES}
@@ -135,7 +136,8 @@ def test_the_simulated_device_from_end_to_end(
 ) -> None:
     folder = Path(request.config.cache.mkdir("musa"))
     device, library = musa_device.build(folder), musa_native.build_on_host(folder)
-    env = musa_device.environment(device, library) | {"PYTHONPATH": str(musa_device.PACKAGES)}
+    packages = os.pathsep.join(map(str, (musa_device.PACKAGES, musa_device.TILELANG)))
+    env = musa_device.environment(device, library) | {"PYTHONPATH": packages}
     done = doctor("--device", "musa", "--untimed", "--report", "told.json", **env)
     assert "1 x simulated, compute capability 3.1, 6 multiprocessors" in done.stdout
     assert "The report is in told.json" in done.stdout
@@ -145,8 +147,23 @@ def test_the_simulated_device_from_end_to_end(
     assert {result["impl"] for result in ours} == {"portable"}
     assert all(0 <= result["error"] <= result["tolerance"] for result in ours)
     assert not any("problem" in result for result in ours)
+    tiles = [result for result in told["results"] if result["wanted"] == "tilelang"]
+    assert {BY_NAME[result["case"]].op for result in tiles} == {"ragged_m_gemm", "masked_gemm"}
+    served = {result["case"]: result for result in tiles if "refused" not in result}
+    assert {"ragged_m_moe_gemm_8bit, per_token", "masked_moe_gemm_8bit"} <= set(served)
+    assert {result["impl"] for result in served.values()} == {"tilelang"}
+    assert not any("problem" in result for result in served.values())
+    assert "cases MATE_PLUGIN_IMPL=tilelang, but TileLang: the rows are packed" in done.stdout
     assert told["device"] == "musa"
     assert {"topic", "state", "text", "fix"} == set(told["findings"][0])
+
+
+def test_tilelang_is_tried_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "why_not", lambda *_: "tilelang cannot be imported (so it is)")
+    monkeypatch.setattr(report, "trial", lambda *_: pytest.fail("tried"))
+    (finding,) = report.Examination("cuda", None)._trial("tilelang")
+    assert (finding.topic, finding.state) == ("tilelang", "note")
+    assert finding.text == "tilelang cannot be imported (so it is)"
 
 
 def test_times_are_those_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
