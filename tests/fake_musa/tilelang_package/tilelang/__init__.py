@@ -39,9 +39,14 @@ def compile(
 
         stream = torch_musa.current_stream().musa_stream
         streams.append((stream, tvm_ffi.get_raw_stream(tvm_ffi.device("ext_dev", 0))))
-        torch_musa.launch(lambda: _write(shape, *tensors))
+        torch_musa.launch(lambda: _on_host(shape, *tensors))
 
     return run
+
+
+def _on_host(*arguments: Any) -> None:
+    with torch.device("cpu"):
+        _write(*arguments)
 
 
 def _write(
