@@ -44,7 +44,7 @@ Impl wanted_impl() {
   static const Impl impl = [] {
     const char* text = std::getenv("MATE_PLUGIN_IMPL");
     const std::string name = text == nullptr || *text == 0 ? "auto" : text;
-    // Kernels outside this library come before it for some calls, which are none of its own.
+    // TileLang's kernels are none of this library, which serves what they leave to it as usual.
     if (name == "auto" || name == "tilelang") return Impl::kAuto;
     if (name == "portable") return Impl::kPortable;
     if (name == "sm90a") return Impl::kSm90a;

@@ -22,7 +22,8 @@ OPS: dict[str, Callable[..., grouped.Launch | str | None]] = {
     "masked_gemm": grouped.masked_gemm,
 }
 
-_Key = tuple[str, grouped.Shape]
+# A kernel is loaded onto a device by its first call there, which is no work for a capture.
+_Key = tuple[torch.device, grouped.Shape]
 # What was compiled, and why something could not be.
 _kernels: dict[_Key, Any] = {}
 _failed: dict[_Key, Later] = {}
@@ -49,7 +50,7 @@ PROVIDER = _Provider()
 
 def run(op: str, launch: grouped.Launch, device: torch.device, stream: int) -> str:
     """Queue a call, compiled before if need be; or the reason why it cannot be now."""
-    key = device.type, launch.shape
+    key = device, launch.shape
     kernel = _kernels.get(key)
     if kernel is None:
         return _first(op, key, launch, device, stream)
