@@ -51,6 +51,14 @@ def odd(unit: int, **sizes: int) -> str:
     return ""
 
 
+def other_scales(gran_n: int, gran_k: int) -> str:
+    """What weights have one scale for, where that is no block of 128 x 128; 0 is a dimension."""
+    if (gran_n, gran_k) == (BLOCK, BLOCK):
+        return ""
+    shape = f"{gran_n or 'N'} x {gran_k or 'K'}"
+    return f"weights have one scale per {shape} instead of {BLOCK} x {BLOCK}"
+
+
 def too_large(*tensors: torch.Tensor) -> str:
     """For kernels whose offsets are 32-bit."""
     large = any(tensor.numel() >= MOST_ELEMENTS for tensor in tensors)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from mate_plugin.kernels.forms import BLOCK, E4M3, discontiguous, odd, too_large
+from mate_plugin.kernels.forms import BLOCK, E4M3, discontiguous, odd, other_scales, too_large
 from mate_plugin.kernels.tilelang.grouped_program import Tile
 
 WIDE = Tile(rows=128, columns=128, threads=256, stages=4)
@@ -116,9 +116,8 @@ def _unfit(
         return f"the operands are {a.dtype} rows and {b.dtype} weights"
     if out.dtype != torch.bfloat16:
         return f"the result is {out.dtype}"
-    if (gran_n, gran_k) != (BLOCK, BLOCK):
-        shape = f"{gran_n or 'N'} x {gran_k or 'K'}"
-        return f"weights have one scale per {shape} instead of {BLOCK} x {BLOCK}"
+    if reason := other_scales(gran_n, gran_k):
+        return reason
     experts, n, k = b.shape
     if not experts:
         return "there are no experts"

@@ -15,6 +15,7 @@ from mate_plugin.kernels.forms import (
     Form,
     discontiguous,
     odd,
+    other_scales,
     too_large,
 )
 from mate_plugin.kernels.vendor.package import Vendor
@@ -37,13 +38,6 @@ def _bits(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, bits16_out: bool)
     if bits16_out and out.dtype != a.dtype:
         return f"the result is {out.dtype} of {a.dtype} operands"
     return 16
-
-
-def _block_scales(gran_n: int, gran_k: int) -> str:
-    if (gran_n, gran_k) == (BLOCK, BLOCK):
-        return ""
-    shape = f"{gran_n or 'N'} x {gran_k or 'K'}"
-    return f"weights have one scale per {shape} instead of {BLOCK} x {BLOCK}"
 
 
 def ragged_m_gemm(
@@ -82,7 +76,7 @@ def ragged_m_gemm(
         # The op takes logical (E, N, K); the published form is what is in memory.
         b, sb = b.transpose(1, 2), None if sb is None else sb.transpose(1, 2)
     if reason := (
-        (_block_scales(gran_n, gran_k) if bits == 8 else "")
+        (other_scales(gran_n, gran_k) if bits == 8 else "")
         or odd(BLOCK, N=out.shape[1], K=a.shape[1])
         or discontiguous(a=a, b=b, ragged_tokens_info=info, out=out)
         or discontiguous(**{"scale of a": sa, "scale of b": sb})
@@ -150,7 +144,7 @@ def masked_gemm(
     # Scales of the rows may lie either way.
     sa_laid = sa if sa is None or sa.is_contiguous() else sa.transpose(1, 2)
     if reason := (
-        (_block_scales(gran_n, gran_k) if bits == 8 else "")
+        (other_scales(gran_n, gran_k) if bits == 8 else "")
         or odd(BLOCK, N=out.shape[2], K=a.shape[2])
         or discontiguous(a=a, b=b, masked_tokens_info=counts, out=out, signal=signal)
         or discontiguous(**{"scale of a": sa_laid, "scale of b": sb})
