@@ -102,8 +102,8 @@ class Multiplier {
   __device__ int thread_row(int half) const { return first_row(half) + warp % 4 * 16 + lane / 4; }
 
   // The tile whose first step is next. All lanes have it before the warp's next products, after
-  // which one of them gives the stage back; where that one alone reads, racecheck sees the order too
-  // (shapes of clusters have no registers for it).
+  // which one of them gives the stage back; where that one alone reads, racecheck sees the order
+  // too (shapes of clusters have no registers for it).
   __device__ __forceinline__ Tile next_tile() const {
     wait_full();
     const uint32_t from = tiles_ + ring_.stage * sizeof(Tile);
