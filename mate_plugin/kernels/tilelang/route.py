@@ -18,8 +18,7 @@ from mate_plugin.kernels.tilelang.grouped_program import grouped_gemm
 calls = Calls("tilelang")
 
 OPS: dict[str, Callable[..., grouped.Launch | str | None]] = {
-    "ragged_m_gemm": grouped.ragged_m_gemm,
-    "masked_gemm": grouped.masked_gemm,
+    op: getattr(grouped, op) for op in cache.OPS
 }
 
 # A kernel is loaded onto a device by its first call there, which is no work for a capture.
