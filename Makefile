@@ -17,17 +17,22 @@ TORCH_SPEC ?= torch==2.13.0
 TORCHVISION_SPEC ?= torchvision==0.28.0
 # Arguments of the demonstrations and tests, for instance ARGS="--model qwen3-moe".
 ARGS ?=
+# Processes that run tests: most of them wait for other processes, which import torch and an engine.
+JOBS ?= 2
 
 SOURCES := $(shell find csrc cmake configs -type f) CMakeLists.txt pyproject.toml
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 STEP = @printf '\n== %s\n'
+PYTEST = -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sglang doctor test test-fast test-vllm test-sglang sanitize lint format build \
+.PHONY: help setup demo demo-sglang doctor test test-fast test-vllm test-sglang sanitize lint format build \
 	wheel bench bench-moe bench-served roofline clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test $(STAMPS)/lint $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test ## both environments, whole (make -j2: at a time)
 
 demo: $(STAMPS)/core $(STAMPS)/vllm ## serve an FP8 model with vLLM on this machine and chat with it
 	$(VENV)/bin/mate-plugin demo $(ARGS)
@@ -43,17 +48,17 @@ test: test-fast test-vllm test-sglang ## all tests: the quick ones, then those t
 
 test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
 	$(STEP) "Tests (kernels, API, commands)"
-	$(PY) -m pytest tests --ignore tests/vllm --ignore tests/sglang --ignore tests/musa -q $(ARGS)
+	$(PY) $(PYTEST) tests --ignore tests/vllm --ignore tests/sglang --ignore tests/musa $(ARGS)
 	$(STEP) "Tests (MUSA kernels on a simulated device)"
-	$(PY) -m pytest tests/musa -q $(ARGS)
+	$(PY) $(PYTEST) tests/musa $(ARGS)
 
 test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 	$(STEP) "Tests (serving through vLLM)"
-	$(PY) -m pytest tests/vllm -q $(ARGS)
+	$(PY) $(PYTEST) tests/vllm $(ARGS)
 
 test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test $(STAMPS)/core $(STAMPS)/vllm ## tests with SGLang, vLLM beside it (minutes)
 	$(STEP) "Tests (serving through SGLang)"
-	$(SGLANG_VENV)/bin/python -m pytest tests/sglang -q $(ARGS)
+	$(SGLANG_VENV)/bin/python $(PYTEST) tests/sglang $(ARGS)
 
 sanitize: $(STAMPS)/core $(STAMPS)/test ## the kernels' tests under AddressSanitizer and ThreadSanitizer
 	$(PY) tools/sanitize.py $(ARGS)

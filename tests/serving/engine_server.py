@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOST = "127.0.0.1"
-START_S = 420
+START_S = 600
 NEW_TOKENS = 32
 # Eight prompts of 5 to 400 tokens, below, at and above the 128 of a block.
 PROMPT_LENGTHS = (5, 17, 64, 127, 129, 200, 301, 400)

@@ -124,9 +124,10 @@ def test_each_process_ran_its_share_of_every_layer(serve, family):
         assert kernels.get("index_topk", 0) == kernels.get("sparse_mla", 0) == halves
 
 
-def test_both_processes_select_the_same_tokens(serve):
+@pytest.mark.parametrize("family", [SPARSE])
+def test_both_processes_select_the_same_tokens(serve, family):
     """Each scores by itself; other tokens in one of them would mix two attentions."""
-    pair = serve(SPARSE)
+    pair = serve(family)
     steps: dict[str, list[dict]] = {}
     for path in sorted(pair.selections.glob("*.pt")):
         steps.setdefault(path.stem.split("-")[0], []).append(torch.load(path))
