@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Of a file that serves models one process has all tests of a family, which has its own servers.
     Tests of the simulated device go to whoever is free.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
+    if not hasattr(config, "workerinput"):
         return
     for item in items:
         if item.path.parent.name == "musa":
