@@ -58,6 +58,7 @@ set(MATE_CUDA_SM90A
   csrc/gpu/sm90a/gemm_finishing.cu
   csrc/gpu/sm90a/gemm_k_major.cu
   csrc/gpu/sm90a/gemm_mixed_fp8.cu
+  csrc/gpu/sm90a/gemm_split.cu
   csrc/gpu/sm90a/gemm_turned.cu
   csrc/gpu/sm90a/gemm_w8a16.cu
   csrc/gpu/sm90a/indexer_flat.cu

@@ -7,7 +7,7 @@ against float64, is what another device has to give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -159,6 +159,11 @@ def _groupwise(make: Maker, s: Sizes) -> Call:
     return lambda: (gemm.gemm_fp8_nt_groupwise(a, b, sa, sb),)
 
 
+def _groupwise_of_few(make: Maker, s: Sizes) -> Call:
+    """As a decode step has it, and long enough for products that are split along k."""
+    return _groupwise(make, replace(s, tokens=s.tokens // 32, k=max(s.k, 4096)))
+
+
 def _bmm_fp8(make: Maker, s: Sizes) -> Call:
     a = make.normal(s.experts, s.rows, s.k, dtype=E4M3)
     b = make.normal(s.experts, s.n, s.k, dtype=E5M2).transpose(1, 2)
@@ -296,6 +301,7 @@ CASES = (
     Case("masked_moe_gemm_8bit, overlap", "masked_gemm", _masked(True)),
     Case("ragged_k_moe_gemm_8bit", "ragged_k_gemm", _ragged_k),
     Case("gemm_fp8_nt_groupwise", "batched_gemm", _groupwise),
+    Case("gemm_fp8_nt_groupwise, few rows", "batched_gemm", _groupwise_of_few),
     Case("bmm_fp8", "batched_gemm", _bmm_fp8),
     Case("bmm_fp16", "batched_gemm", _bmm_fp16),
     Case("get_paged_mqa_logits_metadata", "paged_mqa_metadata", _metadata),

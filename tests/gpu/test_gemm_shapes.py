@@ -114,11 +114,16 @@ def test_masked(room: int, types: Any, grain: Any, n: int, k: int) -> None:
 @pytest.mark.parametrize(
     ("m", "n", "k"),
     [
-        (1, 4096, 7168),
         (130, 712, 1040),
         (1000, 1536, 2048),
         (2304, 3328, 1040),
         (2112, 4224, 1040),
+        # Few rows: tiles that the blocks of a cluster split along k, in parts of one size or not.
+        *((m, 4096, 7168) for m in (1, 64, 128)),
+        *((m, 2112, 2048) for m in (17, 65, 129)),
+        (20, 333, 16384),
+        (100, 333, 1536),
+        (200, 7168, 528),
     ],
 )
 @pytest.mark.parametrize("types", [(E4M3, E4M3), (E5M2, E4M3)])

@@ -128,6 +128,8 @@ void sm90a_gemm(const Gemm& p, const Launch& launch) {
   if (is_more_than_product(p.out)) return sm90a::gemm_finishing(p, launch);
   if (is_mixed(p)) return sm90a::gemm_mixed_fp8(p, launch);
   if (!is_fp8(p.a.type)) return sm90a::gemm_16bit(p, launch);
+  const sm90a::Split split = sm90a::split_of(p, launch.num_sms);
+  if (split.parts > 0) return sm90a::gemm_split(p, split, launch);
   sm90a::gemm_e4m3(p, launch);
 }
 
@@ -237,6 +239,14 @@ double row_tiles(const Rows& rows, int tile_rows) {
   return groups * std::max(1.0, used / tile_rows + 0.5);
 }
 
+// The same of tiles that are split, beside which each further part costs `meeting`. Their kernels
+// start sooner than the others, so that a tile costs less than nothing.
+struct SplitCost {
+  int rows;
+  double step, tile, meeting;
+};
+constexpr SplitCost kSplitCosts[] = {{64, 400, -3000, 4500}, {128, 540, -700, 8700}};
+
 double cycles(const Gemm& p, const TileCost& form, int num_sms) {
   const double tiles =
       row_tiles(p.rows, form.rows) * static_cast<double>(ceil_div(p.n, form.cols * form.cluster));
@@ -260,6 +270,29 @@ TileForm tile_form(const Gemm& p, int num_sms) {
     if (form == TileForm::kPairs && scale_mode(p) == ScaleMode::kEnd) continue;
     const double took = cycles(p, cost_of(form), num_sms);
     if (took < least) least = took, best = form;
+  }
+  return best;
+}
+
+Split split_of(const Gemm& p, int num_sms) {
+  Split best{0, 0};
+  if (p.rows.mode != RowMode::kBatched || scale_mode(p) != ScaleMode::kBlocks ||
+      p.signal.data != nullptr) {
+    return best;
+  }
+  double least = cycles(p, cost_of(tile_form(p, num_sms)), num_sms);
+  // Parts begin where slots of scales do.
+  const int64_t slots = ceil_div(p.k, kScaleSteps * kScaleBlock);
+  for (const SplitCost& cost : kSplitCosts) {
+    const int64_t tiles =
+        p.rows.num_groups * ceil_div(p.rows.rows, cost.rows) * ceil_div(p.n, kSplitCols);
+    for (int parts = 1; parts <= std::min<int64_t>(kMostParts, slots); ++parts) {
+      const int at_once = parts == 1 ? num_sms : std::min(num_sms / parts, clusters_at_once(parts));
+      if (tiles > at_once) break;
+      const double steps = static_cast<double>(ceil_div(slots, parts)) * kScaleSteps;
+      const double took = steps * cost.step + cost.tile + (parts - 1) * cost.meeting;
+      if (took < least) least = took, best = {cost.rows, parts};
+    }
   }
   return best;
 }

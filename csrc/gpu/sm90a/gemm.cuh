@@ -9,6 +9,27 @@
 
 namespace mate::gpu::sm90a {
 
+// One thread. copiers: of A and B.
+template <typename Shape>
+__device__ __forceinline__ void init_barriers(const GemmArgs& p, const GemmShared<Shape>& shared,
+                                              int copiers) {
+  prefetch_map(&p.a);
+  prefetch_map(&p.b);
+  for (int i = 0; i < Shape::kStages; ++i) {
+    init_barrier(shared.full(i), copiers);
+    init_barrier(shared.empty(i), Shape::kWarpgroups * 4 * Shape::kCluster);
+  }
+  for (int i = 0; i < kScaleSlots; ++i) {
+    init_barrier(shared.scales_full(i), p.scale_copy == ScaleCopy::kWords ? 32 : 1);
+    init_barrier(shared.scales_empty(i), Shape::kWarpgroups * 4);
+  }
+  for (int i = 0; i < Shape::kWarpgroups; ++i) {
+    init_barrier(shared.out_full(i), 4);
+    init_barrier(shared.out_empty(i), 1);
+  }
+  fence_barrier_init();
+}
+
 template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     gemm_kernel(const __grid_constant__ GemmArgs p) {
@@ -16,23 +37,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   const GemmShared<Shape> shared{memory};
   const GroupTable table(shared.table(), p.rows);
-  if (threadIdx.x == kWarpgroups * 128) {
-    prefetch_map(&p.a);
-    prefetch_map(&p.b);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      init_barrier(shared.full(i), 1);
-      init_barrier(shared.empty(i), kWarpgroups * 4 * kCluster);
-    }
-    for (int i = 0; i < kScaleSlots; ++i) {
-      init_barrier(shared.scales_full(i), p.scale_copy == ScaleCopy::kWords ? 32 : 1);
-      init_barrier(shared.scales_empty(i), kWarpgroups * 4);
-    }
-    for (int i = 0; i < kWarpgroups; ++i) {
-      init_barrier(shared.out_full(i), 4);
-      init_barrier(shared.out_empty(i), 1);
-    }
-    fence_barrier_init();
-  }
+  if (threadIdx.x == kWarpgroups * 128) init_barriers(p, shared, 1);
   if (is_by_k<Shape>(p)) {
     fill_table_by_k(table, p.rows, p.k, p.scale_blocks, p.k_size == 1, Shape::kRows);
   } else {

@@ -14,6 +14,7 @@ __host__ __device__ inline bool is_batched(const Rows& rows) {
 }
 
 constexpr int kScaleBlock = 128;  // of k
+constexpr int kScaleSteps = 4;    // whose scales travel together
 
 // How scales reach the sums: after every block of 128 of k, once at the end, or not at all; in
 // kColumns after every block too, and each column of B has its own.
@@ -95,8 +96,20 @@ constexpr const TileCost& cost_of(TileForm form) { return kTileCosts[static_cast
 TileForm tile_form(const Gemm& p, int num_sms);
 ScaleMode scale_mode(const Gemm& p);
 
+// How products of few rows are split: tiles of `rows` rows and kSplitCols columns, each by `parts`
+// blocks of a cluster, which have parts of k. No parts where whole tiles are as fast.
+constexpr int kSplitCols = 128, kMostParts = 8;
+struct Split {
+  int rows, parts;
+};
+Split split_of(const Gemm& p, int num_sms);
+// Clusters of so many blocks that the current device runs at a time: fewer than its multiprocessors
+// are enough for, as a cluster stays within one of their groups.
+int clusters_at_once(int parts);
+
 // One for each pair of types.
 void gemm_e4m3(const Gemm& p, const Launch& launch);
+void gemm_split(const Gemm& p, const Split& split, const Launch& launch);
 void gemm_mixed_fp8(const Gemm& p, const Launch& launch);
 void gemm_16bit(const Gemm& p, const Launch& launch);
 

@@ -13,10 +13,11 @@ namespace mate::gpu::sm90a {
 // if there were no other groups than of rows.
 
 // Apart from tiles and ahead of them: boxes of scales are narrow, which takes the copy engine long.
-template <typename Shape>
-__device__ void copy_scale_boxes(const GemmArgs& p, const GemmShared<Shape>& shared,
-                                 Walk<Shape> walk, int first_tile, int tile_step, int rank) {
-  constexpr bool kByK = Shape::kRaggedK;
+// Tiles: a Walk, or what has its members.
+template <typename Shape, typename Tiles>
+__device__ void copy_scale_boxes(const GemmArgs& p, const GemmShared<Shape>& shared, Tiles walk,
+                                 int first_tile, int tile_step, int rank) {
+  constexpr bool kByK = kHasKRange<Shape>;
   Ring<kScaleSlots> ring;
   const bool along_k = p.scale_copy == ScaleCopy::kBoxesAlongK;
   for (int tile = first_tile; walk.find(tile); tile += tile_step) {
@@ -87,10 +88,10 @@ __device__ void copy_tiles(const GemmArgs& p, const GemmShared<Shape>& shared, W
 }
 
 // One warp, by words, scales of four steps at a time, without waiting for them.
-template <typename Shape>
-__device__ void copy_scale_words(const GemmArgs& p, const GemmShared<Shape>& shared,
-                                 Walk<Shape> walk, int first_tile, int tile_step, int rank) {
-  constexpr bool kByK = Shape::kRaggedK;
+template <typename Shape, typename Tiles>
+__device__ void copy_scale_words(const GemmArgs& p, const GemmShared<Shape>& shared, Tiles walk,
+                                 int first_tile, int tile_step, int rank) {
+  constexpr bool kByK = kHasKRange<Shape>;
   const int lane = threadIdx.x % 32;
   const Scales &a = p.a_scale, &b = p.b_scale;
   Ring<kScaleSlots> ring;

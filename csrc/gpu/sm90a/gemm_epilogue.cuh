@@ -47,6 +47,26 @@ struct OutStage {
   }
 };
 
+// 8 columns of a row of the output; aligned: 16 bytes can be written at once.
+__device__ __forceinline__ void put_part(const GemmArgs& p, char* data, int64_t row, int c, uint4 v,
+                                         bool aligned) {
+  auto* to = reinterpret_cast<uint16_t*>(data) + row * p.out.row_stride + c;
+  if (aligned && c + 8 <= p.n) {
+    *reinterpret_cast<uint4*>(to) = v;
+    return;
+  }
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (c + i < p.n) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+  }
+}
+
+// Whether rows of 16-bit results begin at multiples of 16 bytes.
+__device__ __forceinline__ bool has_aligned_rows(const Output& out, const char* data) {
+  return out.row_stride * 2 % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
 // What a warp writes: 16 rows, of which `rows` are there, from `row` and `col` on. Sums of `count`
 // a lane are 2 count columns and pass through an OutStage for each 64 of them.
 template <int count>
@@ -72,15 +92,16 @@ struct OutTile {
   __device__ void store(uint32_t stages, int lane) const {
     if (rows <= 0 || p.out.type == DType::kF32) return;
     char* to = data();
-    const bool aligned =
-        p.out.row_stride * 2 % 16 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0;
+    const bool aligned = has_aligned_rows(p.out, to);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const OutStage stage{stages + part * OutStage::kBytes};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = i * 4 + lane / 8, c = col + part * 64 + lane % 8 * 8;
-        if (r < rows && c < p.n) put_part(to, r, c, stage.get(r, lane % 8), aligned);
+        if (r < rows && c < p.n) {
+          put_part(p, to, int64_t{row} + r, c, stage.get(r, lane % 8), aligned);
+        }
       }
     }
   }
@@ -103,20 +124,6 @@ struct OutTile {
                   {pack_pair<type>(d[0], d[1]), pack_pair<type>(d[2], d[3]),
                    pack_pair<type>(d[4], d[5]), pack_pair<type>(d[6], d[7])});
       }
-    }
-  }
-
-  // 8 columns; aligned: 16 bytes can be written at once.
-  __device__ void put_part(char* data, int r, int c, uint4 v, bool aligned) const {
-    auto* to = reinterpret_cast<uint16_t*>(data) + (int64_t{row} + r) * p.out.row_stride + c;
-    if (aligned && c + 8 <= p.n) {
-      *reinterpret_cast<uint4*>(to) = v;
-      return;
-    }
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (c + i < p.n) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
     }
   }
 

@@ -34,18 +34,22 @@ inline int band_of_tiles(const Gemm& p, int rows, int cols, int num_sms) {
   return static_cast<int>(std::max(1.0, std::min(std::max(least, cached), most)));
 }
 
-template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
-void launch_shape(const Gemm& p, const Launch& launch) {
+template <typename Shape, ScaleMode mode>
+GemmArgs arguments(const Gemm& p, int num_sms) {
   constexpr int kCluster = Shape::kCluster;
-  const int64_t size = size_of(a_type);
+  const int64_t size = size_of(p.a.type);
   GemmArgs args{};
   args.rows = p.rows;
   args.n = static_cast<int>(p.n);
   args.k_size = static_cast<int>(size);
   args.k_blocks = static_cast<int>(ceil_div(p.k * size, kStepBytes));
   args.tiling = Tiling(static_cast<int>(ceil_div(p.n, Shape::kCols * kCluster)),
-                       band_of_tiles(p, Shape::kRows, Shape::kCols, launch.num_sms));
+                       band_of_tiles(p, Shape::kRows, Shape::kCols, num_sms));
   args.a_box_rows = kCluster > 1 ? Shape::kRows / kCluster : Shape::kSideBySide ? 16 : Shape::kRows;
+  if (Shape::kSplits) {
+    // One box, as each holds up the warp that asks for it.
+    args.a_box_rows = std::min(int64_t{Shape::kRows}, ceil_div(p.rows.rows, 16) * 16);
+  }
   args.a_scale = p.a_scale;
   args.b_scale = p.b_scale;
   args.k = p.k;
@@ -75,22 +79,44 @@ void launch_shape(const Gemm& p, const Launch& launch) {
   const TensorBox out = out_box(p, 64, OutStage::kRows);
   args.out_boxes = size_of(p.out.type) == 2 && is_aligned(out);
   if (args.out_boxes) args.out_map = tensor_map(out);
+  return args;
+}
 
-  const int bytes = Shape::kBytes + GroupTable::bytes(p.rows);
-  auto* kernel = gemm_kernel<Shape, a_type, b_type, mode>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        "shared memory of a GEMM");
+// How a kernel is launched: `cluster` blocks along x start together.
+template <typename Shape>
+struct Grid {
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(std::max(1, launch.num_sms / kCluster) * kCluster);
-  config.blockDim = dim3(Shape::kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = launch.stream;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = kCluster > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, args), "GEMM");
+  cudaLaunchAttribute size;
+
+  Grid(void (*kernel)(GemmArgs), dim3 blocks, int cluster, int bytes, cudaStream_t stream) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "shared memory of a GEMM");
+    config.gridDim = blocks;
+    config.blockDim = dim3(Shape::kThreads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    config.attrs = &size;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+  }
+  Grid(const Grid&) = delete;
+};
+
+template <typename Shape>
+void launch_clusters(void (*kernel)(GemmArgs), const GemmArgs& args, dim3 blocks, int cluster,
+                     const Launch& launch) {
+  const int bytes = Shape::kBytes + GroupTable::bytes(args.rows);
+  const Grid<Shape> grid(kernel, blocks, cluster, bytes, launch.stream);
+  check(cudaLaunchKernelEx(&grid.config, kernel, args), "GEMM");
+}
+
+template <typename Shape, DType a_type, DType b_type, ScaleMode mode>
+void launch_shape(const Gemm& p, const Launch& launch) {
+  constexpr int kCluster = Shape::kCluster;
+  launch_clusters<Shape>(gemm_kernel<Shape, a_type, b_type, mode>,
+                         arguments<Shape, mode>(p, launch.num_sms),
+                         dim3(std::max(1, launch.num_sms / kCluster) * kCluster), kCluster, launch);
 }
 
 template <DType a_type, DType b_type, ScaleMode mode>

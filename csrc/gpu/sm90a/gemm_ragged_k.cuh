@@ -68,10 +68,11 @@ __device__ __forceinline__ bool is_by_k(const GemmArgs& p) {
   return Shape::kRaggedK && p.rows.mode == RowMode::kRaggedK;
 }
 
-// Steps of 128 bytes along k of a tile. k: what its group has where products are by k.
+// Steps of 128 bytes along k of a tile. k: what its group has where products are by k, or what the
+// block has where a tile is split.
 template <typename Shape>
 __device__ __forceinline__ int k_blocks_of(const GemmArgs& p, uint32_t k) {
-  if (!is_by_k<Shape>(p)) return p.k_blocks;
+  if (!Shape::kSplits && !is_by_k<Shape>(p)) return p.k_blocks;
   return static_cast<int>((k * p.k_size + kStepBytes - 1) / kStepBytes);
 }
 

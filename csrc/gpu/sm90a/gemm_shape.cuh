@@ -9,7 +9,7 @@ namespace mate::gpu::sm90a {
 
 constexpr int kStepBytes = 128;  // of a row of A or B along k, in one step
 // Scales travel by themselves, of so many steps at a time.
-constexpr int kScaleSteps = 4, kScaleSlots = 3;
+constexpr int kScaleSlots = 3;
 constexpr int kScaleCols = 128;  // that share one
 
 // halves: blocks of 64 rows of a warpgroup. Warpgroups share the columns of a tile, or its rows
@@ -20,7 +20,7 @@ template <int warpgroups, int halves, int wg_cols, bool side_by_side, int cluste
 struct GemmShape {
   // What a shape takes beyond the plain product of K-major operands; see gemm_forms.cuh.
   static constexpr bool kTurnedA = false, kTurnedB = false, kFinishes = false, kRaggedK = false;
-  static constexpr bool kWidens = false;
+  static constexpr bool kWidens = false, kSplits = false;
 
   static constexpr int kWarpgroups = warpgroups;  // that multiply
   static constexpr int kThreads = (kWarpgroups + 1) * 128;
@@ -57,6 +57,10 @@ struct GemmShape {
   }
   __device__ static int first_col(int wg) { return side_by_side ? wg * kWgCols : 0; }
 };
+
+// Whether a block may have a part of k alone.
+template <typename Shape>
+constexpr bool kHasKRange = Shape::kRaggedK || Shape::kSplits;
 
 template <typename Shape>
 using Walk = TileWalk<Shape::kRaggedK>;

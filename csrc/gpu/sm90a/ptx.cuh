@@ -105,6 +105,24 @@ __device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
   return v;
 }
 
+__device__ __forceinline__ void store_shared_pair(uint32_t to, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+}
+
+// Four floats of shared memory of a block of the cluster, or zeros; without a branch, so that
+// several are on their way at a time.
+__device__ __forceinline__ float4 load_remote(uint32_t from, bool exists) {
+  float4 v{};
+  asm volatile(
+      "{\n.reg .pred exists;\n"
+      "setp.ne.b32 exists, %5, 0;\n"
+      "@exists ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];\n}"
+      : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w)
+      : "r"(from), "r"(static_cast<int>(exists))
+      : "memory");
+  return v;
+}
+
 // Into the second-level cache.
 __device__ __forceinline__ void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
