@@ -13,7 +13,10 @@ from gpu_timing import Case, Named, cosine_distance
 from mate_plugin.kernels import gemm
 from mate_plugin.kernels.quant import per_token_group_quant_fp8
 
-DENSE = ((128, 4096, 7168), (4096, 24576, 1536), (4096, 7168, 16384), (4096, 4096, 7168))
+DENSE = ((4096, 24576, 1536), (4096, 7168, 16384), (4096, 4096, 7168))
+# Linear layers of a decode step.
+FEW_ROWS = (1, 16, 64, 128, 256)
+LINEAR = ((4096, 7168), (7168, 16384), (2112, 7168), (7168, 2048))
 LAYERS = ((4096, 7168), (7168, 2048))
 # (experts, rows of each, about)
 CONTIGUOUS = ((4, 8192), (8, 4096), (32, 256), (64, 64))
@@ -27,7 +30,8 @@ ALIGNMENT = 128
 
 def cases(peer: Any | None) -> Iterator[Named]:
     """All cases; ``peer`` is the module deep_gemm or None."""
-    for m, n, k in DENSE:
+    few = ((m, n, k) for n, k in LINEAR for m in FEW_ROWS)
+    for m, n, k in (*few, *DENSE):
         yield f"dense m {m} n {n} k {k}", partial(dense, m, n, k, peer)
     for experts, rows in CONTIGUOUS:
         for n, k in LAYERS:
@@ -45,10 +49,10 @@ def cases(peer: Any | None) -> Iterator[Named]:
                 ready = f"{name} fp8, peer's operands turned before"
                 yield ready, partial(ragged_k_8bit, groups, length, m, n, peer, False)
             yield f"{name} bf16", partial(ragged_k_16bit, groups, length, m, n, peer)
-    for m, n, k in DENSE[1:]:
+    for m, n, k in DENSE:
         yield f"1 x 128 scales m {m} n {n} k {k}", partial(columns, m, n, k, peer)
         yield f"fp8 output m {m} n {n} k {k}", partial(scaled_output, m, n, k)
-    for m, n, k in (DENSE[0], DENSE[3]):
+    for m, n, k in ((128, *LAYERS[0]), (4096, *LAYERS[0])):
         yield f"w8a16 dense m {m} n {n} k {k}", partial(wide_rows, m, n, k)
     for batch, m, n, k in BATCHED:
         name = f"bmm bf16 {batch} x {m} n {n} k {k}"
@@ -63,7 +67,7 @@ def activations(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     *experts, n, k = shape
     codes = torch.randn(shape, dtype=torch.bfloat16).to(torch.float8_e4m3fn)
-    return codes, torch.rand(*experts, n // 128, k // 128) + 0.5
+    return codes, torch.rand(*experts, -(-n // 128), -(-k // 128)) + 0.5
 
 
 def for_peer(a: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
