@@ -23,7 +23,9 @@ JOBS ?= 2
 SOURCES := $(shell find csrc cmake configs -type f) CMakeLists.txt pyproject.toml
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 STEP = @printf '\n== %s\n'
-PYTEST = -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST = -m pytest -q -n $(JOBS)
+# Each test file by one process (tests/conftest.py), in their order.
+BY_FILE = --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-sglang doctor test test-fast test-vllm test-sglang sanitize lint format build \
@@ -48,17 +50,17 @@ test: test-fast test-vllm test-sglang ## all tests: the quick ones, then those t
 
 test-fast: $(STAMPS)/core $(STAMPS)/vllm $(STAMPS)/test ## tests without a real server
 	$(STEP) "Tests (kernels, API, commands)"
-	$(PY) $(PYTEST) tests --ignore tests/vllm --ignore tests/sglang --ignore tests/musa $(ARGS)
+	$(PY) $(PYTEST) $(BY_FILE) tests --ignore tests/vllm --ignore tests/sglang --ignore tests/musa $(ARGS)
 	$(STEP) "Tests (MUSA kernels on a simulated device)"
 	$(PY) $(PYTEST) tests/musa $(ARGS)
 
 test-vllm: test-fast ## tests that serve models through vLLM (minutes)
 	$(STEP) "Tests (serving through vLLM)"
-	$(PY) $(PYTEST) tests/vllm $(ARGS)
+	$(PY) $(PYTEST) $(BY_FILE) tests/vllm $(ARGS)
 
 test-sglang: $(SGLANG_STAMPS)/core $(SGLANG_STAMPS)/test $(STAMPS)/core $(STAMPS)/vllm ## tests with SGLang, vLLM beside it (minutes)
 	$(STEP) "Tests (serving through SGLang)"
-	$(SGLANG_VENV)/bin/python $(PYTEST) tests/sglang $(ARGS)
+	$(SGLANG_VENV)/bin/python $(PYTEST) $(BY_FILE) tests/sglang $(ARGS)
 
 sanitize: $(STAMPS)/core $(STAMPS)/test ## the kernels' tests under AddressSanitizer and ThreadSanitizer
 	$(PY) tools/sanitize.py $(ARGS)

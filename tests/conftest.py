@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import Forks
 
 from mate_plugin.kernels.checks import set_index_checks
 
+# Those of tests/serving/served_models.py; a name comes before what it begins with.
+FAMILIES = ("qwen3-moe", "deepseek-v3.2", "deepseek-v3")
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes run tests, each file is one's, which makes its fixtures once.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadscope`` each file is one process's, which makes its fixtures once.
 
     Of a file that serves models one process has all tests of a family, which has its own servers.
-    Tests of the simulated device go to whoever is free.
     """
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        if item.path.parent.name == "musa":
-            continue
-        group = item.path.name
-        if item.get_closest_marker("served") and (call := getattr(item, "callspec", None)):
-            group += f" {call.params.get('family', '')}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, test = nodeid.partition("::")
+            name = Path(path)
+            if name.parent.name in ("vllm", "sglang") and name.name.startswith("test_serve"):
+                return path + next((family for family in FAMILIES if family in test), "")
+            return path
+
+    return Files(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture
