@@ -240,12 +240,14 @@ double row_tiles(const Rows& rows, int tile_rows) {
 }
 
 // The same of tiles that are split, beside which each further part costs `meeting`. Their kernels
-// start sooner than the others, so that a tile costs less than nothing.
+// start sooner than the others, so that a tile costs less than nothing. So much of all
+// multiprocessors keeps memory busy.
 struct SplitCost {
   int rows;
   double step, tile, meeting;
 };
-constexpr SplitCost kSplitCosts[] = {{64, 400, -3000, 4500}, {128, 540, -700, 8700}};
+constexpr SplitCost kSplitCosts[] = {{64, 400, -3000, 3000}, {128, 540, -700, 8700}};
+constexpr double kBusy = 0.45;
 
 double cycles(const Gemm& p, const TileCost& form, int num_sms) {
   const double tiles =
@@ -288,7 +290,7 @@ Split split_of(const Gemm& p, int num_sms) {
         p.rows.num_groups * ceil_div(p.rows.rows, cost.rows) * ceil_div(p.n, kSplitCols);
     for (int parts = 1; parts <= std::min<int64_t>(kMostParts, slots); ++parts) {
       const int at_once = parts == 1 ? num_sms : std::min(num_sms / parts, clusters_at_once(parts));
-      if (tiles > at_once) break;
+      if (tiles > at_once || tiles * (parts - 1) > kBusy * num_sms) break;
       const double steps = static_cast<double>(ceil_div(slots, parts)) * kScaleSteps;
       const double took = steps * cost.step + cost.tile + (parts - 1) * cost.meeting;
       if (took < least) least = took, best = {cost.rows, parts};

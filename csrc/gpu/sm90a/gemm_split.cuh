@@ -181,8 +181,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   constexpr int kFirstThread = kWarpgroups * 128;
   if (threadIdx.x == kFirstThread) {
     init_barriers(p, shared, 2);
-    // Memory takes longest to answer.
-    copy_b.run(min(part.k_blocks, Shape::kStages));
+    // Memory takes longest to answer, and a request holds up the thread until the copy engine has
+    // it.
+    copy_b.run(1);
   }
   __syncthreads();
 
