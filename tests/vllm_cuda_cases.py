@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,10 @@ def asked_for_linear() -> None:
     assert block_kernels()[0] == "MateFp8BlockScaledMMKernel"
     assert kernel_class().is_supported(90) == (True, None)
     assert kernel_class().can_implement(linear_config()) == (True, None)
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    supported, reason = kernel_class().is_supported(90)
+    assert not supported
+    assert "sums of few rows" in reason
 
 
 def without_kernels() -> None:

@@ -61,6 +61,7 @@ def install() -> Hook:
 @functools.lru_cache(maxsize=1)
 def kernel_class() -> type:
     """Make the kernel class (once per process)."""
+    from vllm import envs
     from vllm.model_executor.kernels.linear.scaled_mm.BlockScaledMMLinearKernel import (
         Fp8BlockScaledMMLinearKernel,
     )
@@ -84,6 +85,8 @@ def kernel_class() -> type:
                     False,
                     "requires the platform cpu, or a GPU with cuda.linear or musa.linear",
                 )
+            if vllm_device.kind() != "cpu" and envs.VLLM_BATCH_INVARIANT:
+                return False, "on GPUs the sums of few rows depend on how many they are"
             return True, None
 
         @classmethod

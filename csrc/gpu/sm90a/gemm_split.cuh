@@ -18,7 +18,7 @@ static_assert(SplitSmallShape::kBytes <= 227 << 10 && SplitShape::kBytes <= 227 
 // Where sums meet once products are done: in the stages, of each block its own, four columns of a
 // row together and then those of the next row.
 template <typename Shape>
-struct Parts {
+struct PartSums {
   static constexpr int kChunk = 8, kChunks = Shape::kCols / kChunk;
   static constexpr int kQuadBytes = 16, kHalfBytes = Shape::kRows * kQuadBytes;
   static_assert(kChunks * 2 * kHalfBytes <= Shape::kStages * Shape::kStageBytes);
@@ -97,8 +97,8 @@ __device__ __forceinline__ void put_chunk(const GemmArgs& p, int64_t group, int6
 // Each block finishes some columns of the tile: neighbouring threads two chunks of a row.
 template <typename Shape>
 __device__ __forceinline__ void finish_parts(const GemmArgs& p, const Tile& tile,
-                                             Parts<Shape> parts, int block, int blocks) {
-  using All = Parts<Shape>;
+                                             PartSums<Shape> parts, int block, int blocks) {
+  using All = PartSums<Shape>;
   const int first = All::kChunks * block / blocks, end = All::kChunks * (block + 1) / blocks;
   const int row = threadIdx.x / 2 % Shape::kRows;
   if (row >= tile.rows) return;
@@ -181,13 +181,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   constexpr int kFirstThread = kWarpgroups * 128;
   if (threadIdx.x == kFirstThread) {
     init_barriers(p, shared, 2);
-    // Memory takes longest to answer, and a request holds up the thread until the copy engine has
-    // it.
+    // Memory takes longest to answer. More steps would hold up the block: the engine takes few.
     copy_b.run(1);
   }
   __syncthreads();
 
-  const Parts<Shape> parts{shared_address(memory)};
+  const PartSums<Shape> parts{shared_address(memory)};
   if (threadIdx.x >= kFirstThread) {
     fewer_registers<Shape::kProducerRegisters>();
     const int warp = threadIdx.x / 32 - kWarpgroups * 4;
