@@ -239,15 +239,15 @@ double row_tiles(const Rows& rows, int tile_rows) {
   return groups * std::max(1.0, used / tile_rows + 0.5);
 }
 
-// The same of tiles that are split, beside which each further part costs `meeting`. Their kernels
-// start sooner than the others, so that a tile costs less than nothing. So much of all
-// multiprocessors keeps memory busy.
+// The same of tiles that are split; parts cost a meeting, and each after the second something more.
+// Their kernels start sooner than the others, so that a tile costs less than nothing. kBusy: as
+// much of all multiprocessors keeps memory busy.
 struct SplitCost {
   int rows;
   double step, tile, meeting;
 };
-constexpr SplitCost kSplitCosts[] = {{64, 400, -3000, 3000}, {128, 540, -700, 8700}};
-constexpr double kBusy = 0.45;
+constexpr SplitCost kSplitCosts[] = {{64, 400, -3000, 3500}, {128, 540, -700, 8700}};
+constexpr double kFurtherPart = 1500, kBusy = 0.45;
 
 double cycles(const Gemm& p, const TileCost& form, int num_sms) {
   const double tiles =
@@ -292,7 +292,8 @@ Split split_of(const Gemm& p, int num_sms) {
       const int at_once = parts == 1 ? num_sms : std::min(num_sms / parts, clusters_at_once(parts));
       if (tiles > at_once || tiles * (parts - 1) > kBusy * num_sms) break;
       const double steps = static_cast<double>(ceil_div(slots, parts)) * kScaleSteps;
-      const double took = steps * cost.step + cost.tile + (parts - 1) * cost.meeting;
+      const double met = parts > 1 ? cost.meeting + (parts - 2) * kFurtherPart : 0;
+      const double took = steps * cost.step + cost.tile + met;
       if (took < least) least = took, best = {cost.rows, parts};
     }
   }
