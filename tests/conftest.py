@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from forked import Forks
 
 from mate_plugin.kernels.checks import set_index_checks
 
-# Those of tests/serving/served_models.py; a name comes before what it begins with.
-FAMILIES = ("qwen3-moe", "deepseek-v3.2", "deepseek-v3")
+# What has servers of its own: a family, and of the sparse one what selects all tokens.
+SERVED = re.compile(r"qwen3-moe|deepseek-v3\.2|deepseek-v3|\ball\b|_all_")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``--dist loadscope`` each file is one process's, which makes its fixtures once.
 
-    Of a file that serves models one process has all tests of a family, which has its own servers.
+    Of a file that serves models one process has all tests of the same servers.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -28,7 +29,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path, _, test = nodeid.partition("::")
             name = Path(path)
             if name.parent.name in ("vllm", "sglang") and name.name.startswith("test_serve"):
-                return path + next((family for family in FAMILIES if family in test), "")
+                served = SERVED.search(test)
+                return path + (served[0].strip("_") if served else "")
             return path
 
     return Files(config, log) if config.getvalue("dist") == "loadscope" else None

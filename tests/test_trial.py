@@ -105,11 +105,11 @@ def test_what_crashes_or_hangs_does_not_end_the_trial(
 ) -> None:
     (tmp_path / "torch_musa.py").write_text(MISBEHAVES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(run, "PATIENCE", 15.0)
+    monkeypatch.setattr(run, "PATIENCE", 30.0)
     results = {result.case: result for result in run.trial("musa", "portable")}
     assert list(results) == [case.name for case in CASES]
     assert results["top_k"].problem == "the process ended: signal SIGABRT\nlast words"
-    assert results["route"].problem == "no answer within 15 s"
+    assert results["route"].problem == "no answer within 30 s"
     assert results["permute"].problem == "RuntimeError: a kernel says no"
     assert results["unpermute"].refused == "moe_unpermute: not available on 'musa': so it is"
     assert not results["unpermute"].problem
