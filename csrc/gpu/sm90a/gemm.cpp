@@ -239,9 +239,9 @@ double row_tiles(const Rows& rows, int tile_rows) {
   return groups * std::max(1.0, used / tile_rows + 0.5);
 }
 
-// The same of tiles that are split; parts cost a meeting, and each after the second something more.
-// Their kernels start sooner than the others, so that a tile costs less than nothing. kBusy: as
-// much of all multiprocessors keeps memory busy.
+// Cycles as in TileCost, of tiles that are split; parts cost a meeting, and each after the second
+// something more. Their kernels start sooner than the others, so that a tile costs less than
+// nothing. kBusy: as much of all multiprocessors keeps memory busy.
 struct SplitCost {
   int rows;
   double step, tile, meeting;
@@ -289,8 +289,8 @@ Split split_of(const Gemm& p, int num_sms) {
     const int64_t tiles =
         p.rows.num_groups * ceil_div(p.rows.rows, cost.rows) * ceil_div(p.n, kSplitCols);
     for (int parts = 1; parts <= std::min<int64_t>(kMostParts, slots); ++parts) {
-      const int at_once = parts == 1 ? num_sms : std::min(num_sms / parts, clusters_at_once(parts));
-      if (tiles > at_once || tiles * (parts - 1) > kBusy * num_sms) break;
+      if (tiles > num_sms / parts || tiles * (parts - 1) > kBusy * num_sms) break;
+      if (parts > 1 && tiles > clusters_at_once(parts)) break;
       const double steps = static_cast<double>(ceil_div(slots, parts)) * kScaleSteps;
       const double met = parts > 1 ? cost.meeting + (parts - 2) * kFurtherPart : 0;
       const double took = steps * cost.step + cost.tile + met;

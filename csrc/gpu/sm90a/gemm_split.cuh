@@ -14,6 +14,7 @@ struct SplitShape : GemmShape<2, 1, 128, false, 1, 5> {
   static constexpr bool kSplits = true;
 };
 static_assert(SplitSmallShape::kBytes <= 227 << 10 && SplitShape::kBytes <= 227 << 10);
+static_assert(SplitSmallShape::kCols == kSplitCols && SplitShape::kCols == kSplitCols);
 
 // Where sums meet once products are done: in the stages, of each block its own, four columns of a
 // row together and then those of the next row.
